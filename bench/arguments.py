@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="show the cases of a run, or everything about one of them")
     show.add_argument("dir", type=Path, metavar="RUN", help="run folder")
     show.add_argument(
-        "case", metavar="CASE", nargs="?", help="WORKLOAD/MODE/VARIANT, or its last parts; * matches anything"
+        "case", metavar="CASE", nargs="?", help="WORKLOAD/MODE/VARIANT, or some of its parts; * matches anything"
     )
     show.add_argument(
         "--against",

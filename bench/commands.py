@@ -87,7 +87,9 @@ def report(arguments: argparse.Namespace) -> int:
         msg = "--out is for a page of several runs; that of one run is report.html in its folder"
         raise UsageError(msg)
     if first.is_dir() and (why := why_unwritable(first / "report.html")):
-        msg = f"{first} cannot be written: {why}; the page of a run goes into its folder, so copy that and name the copy"
+        msg = (
+            f"{first} cannot be written: {why}; the page of a run goes into its folder, so copy that and name the copy"
+        )
         raise UsageError(msg)
     found = write_report(first)
     Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")

@@ -83,13 +83,19 @@ class ShortlistHead(nn.Linear):
         self._exact = number
 
     @classmethod
-    def of(cls, linear: nn.Linear, exact: int = 1) -> ShortlistHead:
+    def of(cls, linear: nn.Module, exact: int = 1) -> ShortlistHead:
         """Return the layer as a ShortlistHead that shares its parameters.
 
         Args:
             linear: gives the parameters.
             exact: as for the class.
+
+        Raises:
+            TypeError: for any other layer.
         """
+        if not isinstance(linear, nn.Linear):
+            msg = f"the head is a {type(linear).__name__}, expected a torch.nn.Linear"
+            raise TypeError(msg)
         found = cls(linear.in_features, linear.out_features, bias=False, device="meta", exact=exact)
         found.weight, found.bias = linear.weight, linear.bias
         return found.train(linear.training)

@@ -395,3 +395,9 @@ def test_calls_that_it_does_not_serve_are_refused() -> None:
             torch.compile(head, backend="eager")(h)
     with torch.inference_mode():
         assert head(h).shape == (3, 100)
+
+
+def test_another_layer_than_a_linear_one_is_refused() -> None:
+    """It says what it was given, and not which attribute that lacks."""
+    with pytest.raises(TypeError, match=r"^the head is a Sequential, expected a torch\.nn\.Linear$"):
+        ShortlistHead.of(nn.Sequential(nn.Linear(4, 8)))

@@ -123,12 +123,19 @@ def test_without_torchrun_one_line_says_how(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"), [(["--world", "3"], "more than the 2 ranks"), (["--plugin", "none.py"], "does not exist")]
+    ("words", "told"),
+    [
+        (["--world", "3"], "more than the 2 ranks"),
+        (["--plugin", "none.py"], "does not exist"),
+        (["--workload", "sed"], "no workload matches 'sed'; did you mean 'seed'?"),
+        (["--variant", "onedn"], "no variant matches 'onedn'; did you mean 'onednn'?"),
+    ],
 )
-def test_wrong_usage_is_one_line(launched, capsys, words, told):
-    """What was wrong and what was expected; exit code 2."""
+def test_wrong_usage_is_one_line(launched, tmp_path, capsys, words, told):
+    """What was wrong and what was expected; exit code 2, and nothing is written."""
     assert launched is None
     assert main(["ranks", *words]) == 2
+    assert not list(tmp_path.iterdir())
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1

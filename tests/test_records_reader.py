@@ -95,6 +95,15 @@ def test_advice_can_be_copied_where_a_folder_has_a_space(tmp_path, capsys):
     assert f"--resume '{folder}'" in capsys.readouterr().err
 
 
+def test_a_folder_of_ranks_says_what_it_holds(tmp_path, capsys):
+    """It is no run, and its table can be read."""
+    (tmp_path / "ranks.jsonl").write_text("{}\n")
+    assert command_line.main(["show", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"what bench ranks measured: see {tmp_path}/ranks.csv and plots beside it\n"
+    )
+
+
 @pytest.mark.parametrize(
     "section",
     [{"threads": 3}, {"threads": {"workers": []}}, {"run": {"arguments": {"plugin": True}}}, {"run": {"arguments": 1}}],

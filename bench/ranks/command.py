@@ -15,6 +15,7 @@ from bench.analysis.repeats import spread
 from bench.console import Console
 from bench.errors import UsageError
 from bench.machine import environment
+from bench.plan.cases import Filters, Selection, Suite
 from bench.ranks import figures
 from bench.ranks.arguments import BACKENDS, BUCKET_MB, SCALINGS
 from bench.ranks.figures import Division
@@ -23,7 +24,8 @@ from bench.records import ranks as kept
 from bench.records.folder import RunFolder
 from bench.records.ranks import RanksRecord
 from bench.records.schema import Status
-from bench.run.worker_process import START_LIMIT_S
+from bench.run.planning import make_plan
+from bench.run.worker_process import START_LIMIT_S, Settings
 
 EXIT_OK, EXIT_NOT_OK = 0, 1
 STATUSES = {
@@ -50,6 +52,7 @@ def ranks(arguments: argparse.Namespace, plugins: Sequence[Path], command: str) 
     divisions = divided(arguments, place.world)
     folder = None
     if place.rank == 0:
+        refuse_unknown(arguments, plugins)
         folder = RunFolder.create(arguments.out, "ranks")
     task: dict[str, Any] = {
         "workload": arguments.workload, "variant": arguments.variant, "threads": arguments.threads,
@@ -75,6 +78,19 @@ def ranks(arguments: argparse.Namespace, plugins: Sequence[Path], command: str) 
     _draw(console, folder.path, records)
     console.say(f"records: {folder.path / kept.TABLE}; every step: {folder.path / kept.STEPS.name}")
     return EXIT_OK if {r.status for r in records} <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
+
+
+def refuse_unknown(arguments: argparse.Namespace, plugins: Sequence[Path]) -> None:
+    """Refuse names that do not exist, before any rank trains and before anything is written.
+
+    Raises:
+        UsageError: naming the word, and what may have been meant.
+    """
+    select = Selection((arguments.workload,), (arguments.variant,), ("training",))
+    make_plan(
+        Suite(name="ranks", summary="", select=(select,), device=arguments.device), Filters(threads=arguments.threads),
+        Settings(arguments.threads, plugins=tuple(plugins)), build=False,
+    )  # fmt: skip
 
 
 def _draw(console: Console, folder: Path, records: Sequence[RanksRecord]) -> None:

@@ -19,7 +19,7 @@ from bench.errors import UsageError
 from bench.machine.interference import SHARE
 from bench.plan.identity import CaseKey, GroupKey
 from bench.plan.validation import validate
-from bench.records import serving
+from bench.records import ranks, serving
 from bench.records.folder import RunFolder
 from bench.records.raw_csv import ROUNDS, SAMPLES
 from bench.records.rounds import Floats, Samples
@@ -95,6 +95,8 @@ def read_records(path: Path) -> tuple[Record, ...]:
             advice = "records.csv is a table made from it, and cannot take its place"
         if not begun and (path / serving.FILE).exists():
             advice = f"it was served alone: python -m bench recommend {quoted} --objective load"
+        if not begun and (path / ranks.FILE).exists():
+            advice = f"it holds what bench ranks measured: see {path / ranks.TABLE} and plots beside it"
         there = folder.records_path.exists()
         msg = f"{folder.records_path} holds no record; {advice}" if there else f"{path} has no records.jsonl; {advice}"
         raise UsageError(msg)

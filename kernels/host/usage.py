@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,8 @@ PACKAGE = __name__.partition(".")[0]
 
 #: What people write, and what it is called here: of these the spelling leads to something else.
 OTHER_WORDS = {"gpu": "cuda"}
+#: How argparse begins its line about words that it does not know.
+UNKNOWN = "unrecognized arguments: "
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,22 +57,12 @@ class Parser(argparse.ArgumentParser):
         """As argparse's, with commands that refuse an unknown option themselves, since they know which there are."""
         return super().add_subparsers(**{"parser_class": _Command} | kwargs)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; an option that does not exist ends with advice."""
-        found, left = self.parse_known_args(args, namespace)
-        if left:
-            self.refuse_unknown(left)
-        return found
-
-    def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
-        """End as `error` does for words that mean nothing here, with the option that the first of them resembles."""
-        option = words[0].partition("=")[0]
-        near = difflib.get_close_matches(option, [name for name in self._option_string_actions if name[:2] == "--"], 1)
-        advice = f"; did you mean {near[0]}?" if near else ""
-        self.error(f"unrecognized arguments: {' '.join(words)}{advice}")
-
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and one line; where a command is missing, it names those that there are."""
+        if message.startswith(UNKNOWN):
+            option = message.removeprefix(UNKNOWN).partition(" ")[0].partition("=")[0]
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            message += "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(option, known, 1))
         for action in self._actions:
             if action.choices and message.endswith(f"required: {action.metavar}"):
                 message = f"no {action.metavar} is given; choose from {', '.join(action.choices)}"
@@ -84,7 +76,7 @@ class _Command(Parser):
         """As argparse's, but nothing is left over."""
         found, left = super().parse_known_args(args, namespace)
         if left:
-            self.refuse_unknown(left)
+            self.error(UNKNOWN + " ".join(left))
         return found, left
 
 

@@ -131,7 +131,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sanitize", action="store_true", help="run a tiny subset in this process, for compute-sanitizer"
     )
-    options: argparse.Namespace = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     parser.refuse_unwritable(options.out, "folder")
     return options
 

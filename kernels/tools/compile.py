@@ -217,7 +217,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--table", action="store_true", help="print the results as Markdown")
     parser.add_argument("--write", action="store_true", help="write the table into docs/notebook/gpu-compiled.md")
-    options: argparse.Namespace = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     parser.refuse_unwritable(options.out)
     options.arch = options.arch or ([90] if options.quick else list(USUAL))
     options.kernel = list(itertools.chain.from_iterable(options.kernel or [MODULES]))

@@ -175,7 +175,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--again", action="store_true", help="measure again what the file already has")
     parser.add_argument("--commit", default="", help="commit to record if git is not available")
-    options: argparse.Namespace = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     parser.refuse_unwritable(options.out)
     return options
 
