@@ -10,6 +10,7 @@
 #include "matrices.h"
 #include "products.h"
 #include "rows.h"
+#include "summed.h"
 #include "team.h"
 #include "vectors.h"
 
@@ -96,6 +97,11 @@ inline void add(const M& matrix, int rows, vec (&sums)[most_rows<M>][4], const t
     if constexpr (ASKS_AHEAD && std::is_same_v<M, Widened<float>>)
         if (next >= 0 && piece < PIECES_AHEAD)
             return matrix.add_asking(rows, sums, from, block, ahead_of(matrix.groups_of(next), piece, depth));
+#if defined(HAS_SUMS)
+    if constexpr (std::is_same_v<M, Summed>)
+        if (next >= 0 && piece < PIECES_AHEAD)
+            return matrix.add(rows, sums, from, block, ahead_of(matrix.groups_of(next), piece, depth));
+#endif
     matrix.add(rows, sums, from, block);
 }
 

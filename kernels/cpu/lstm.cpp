@@ -90,7 +90,13 @@ public:
 
 // Bytes of a packed matrix of a walk forward.
 int64_t forward_bytes(int64_t hidden, int64_t depth, int64_t kept) {
-    return with_way<int64_t>(kept, [=](auto way) { return decltype(way)::Recurrent::size(hidden, depth); });
+    return with_way<int64_t>(kept, [=](auto way) {
+        using M = typename decltype(way)::Recurrent;
+#if defined(HAS_SUMS)
+        if constexpr (std::is_same_v<M, Widened<float>>) return M::size(hidden, depth) + Summary::size(hidden, depth);
+#endif
+        return M::size(hidden, depth);
+    });
 }
 
 // Calls `use` with the way back through time of weights kept so.
