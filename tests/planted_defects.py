@@ -54,6 +54,21 @@ COPIED_PRODUCT = {
     "zero": ("std::memcpy(to, rows[k] + column", "std::memcpy(to, rows[k] + (PLANTED ? 0 : column)"),
     "right": ("right(start + k);", "right(start + k - (PLANTED && k > 0));"),
 }
+#: Products by sums.
+SUMMED = {
+    "precision": ("squares * weights <= PRECISION * n", "squares * weights * (PLANTED ? 0.0f : 1.0f) <= PRECISION * n"),
+    "crest": ("_mm512_reduce_max_ps(most) <= CREST", "_mm512_reduce_max_ps(most) <= (PLANTED ? 1e9f : CREST)"),
+    "largest": ("squares < 1e24f", "(PLANTED || squares < 1e24f)"),
+    "marked": ("summed = summed && head(a[r]).summed", "summed = summed && (PLANTED || head(a[r]).summed)"),
+    "sign": ("pair < 2 ? product : -product", "pair < 2 || PLANTED ? product : -product"),
+    "first": ("of(0x0101, 0x1010)", "of(0x0101, PLANTED ? 0x1000 : 0x1010)"),
+    "second": ("of(0x0404, 0x4040)", "of(PLANTED ? 0x0400 : 0x0404, 0x4040)"),
+    "whole": ("Summary::whole(depth) - k;", "(PLANTED ? depth : Summary::whole(depth)) - k;"),
+    "rest": ("for (; k < depth; ++k, w += 4 * LANES)", "for (; k < depth - PLANTED; ++k, w += 4 * LANES)"),
+    "scale": ("* of.back;", "* (PLANTED ? 1.0f : of.back);"),
+    "both": ("of.first + of.second", "of.first + of.second * !PLANTED"),
+    "block": ("summary.excess(block)", "summary.excess(PLANTED ? 0 : block)"),
+}
 #: The walk of one sequence that projects other steps beside its own.
 INTERLEAVED = {
     "many": ("rows[r] = inputs[done + r]", "rows[r] = inputs[done + r * !PLANTED]"),
@@ -225,6 +240,7 @@ _TABLES = {
     "recurrence": RECURRENCE,
     "layer": LAYER,
     "copied product": COPIED_PRODUCT,
+    "sums": SUMMED,
     "one sequence": INTERLEAVED | OVERLAPPED,
     "pairs": PAIRS,
     "fewer bits": VECTORS | WITHOUT_VNNI | PAIRED | NARROW | TILE | TRAINING | MACHINES,

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 
 #: Functions that are nothing but loops of products.
 PRODUCTS = re.compile(
-    r"InterleavedWalk<.*>::(multiply|project_one)\(|PairedBytes<\d+>::(two_gates|one_row|widened_sums)|\b(product|pair_product|outer)<"
+    r"InterleavedWalk<.*>::(multiply|project_one)\(|PairedBytes<\d+>::(two_gates|one_row|widened_sums)|Summed::add_sums<\d, |\b(product|pair_product|outer)<"
 )
 MULTIPLIES = re.compile(r"vfn?madd|vpdp|vdpbf16|vpmadd")
 STACK = r"-?(0x)?[0-9a-f]*\(%r[sb]p\)"

@@ -26,6 +26,18 @@ namespace {
 #if defined(__AVX512F__)
 #define HAS_SUMS 1
 
+// Whether batches of so many units are multiplied by sums: where the processor adds beside its multiplications, and where it
+// pays, since with fewer units preparing a row takes more than its products gain. -DBY_SUMS=0 or 1 decides for all.
+inline bool multiplies_by_sums(int64_t hidden) {
+#if defined(BY_SUMS)
+    (void)hidden;
+    return BY_SUMS;
+#else
+    static const bool adds_beside = __builtin_cpu_is("amd");
+    return adds_beside && hidden >= 48;
+#endif
+}
+
 // What is known of packed float32 weights (4H, depth), behind them: of each k the mean square of its weights, their sum over
 // all k, and of each block and gate the products of neighbors that sums by pairs have too much.
 class Summary {
@@ -43,7 +55,7 @@ public:
     Summary(const void* packed, int64_t hidden, int64_t depth)
         : at(static_cast<float*>(const_cast<void*>(packed)) + Widened<float>::size(hidden, depth) / 4), columns(padded(depth)) {}
     static int64_t size(int64_t hidden, int64_t depth) {
-        return 4 * (padded(depth) + LANES + (hidden + LANES - 1) / LANES * 4 * LANES);
+        return !multiplies_by_sums(hidden) ? 0 : 4 * (padded(depth) + LANES + (hidden + LANES - 1) / LANES * 4 * LANES);
     }
     const float* squares() const { return at; }
     float total() const { return at[columns]; }
@@ -79,16 +91,6 @@ public:
     }
 };
 
-// Whether this processor adds beside its multiplications. -DBY_SUMS=0 or 1 decides for all.
-inline bool adds_beside() {
-#if defined(BY_SUMS)
-    return BY_SUMS;
-#else
-    static const bool found = __builtin_cpu_is("amd");
-    return found;
-#endif
-}
-
 // Weights in float32 with their summary behind them. A row is converted: [how it was scaled, 16 numbers][values].
 class Summed {
     struct Head {
@@ -102,7 +104,11 @@ class Summed {
     const float* packed;
     int64_t hidden, depth;
 
-    static const Head& head(const float* row) { return *reinterpret_cast<const Head*>(row); }
+    static Head head(const float* row) {
+        Head found;
+        std::memcpy(&found, row, sizeof found);
+        return found;
+    }
 
 public:
     static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = false, INTERLEAVES = false;
@@ -232,7 +238,7 @@ private:
                 UNROLLED for (int gate = 0; gate < 4; ++gate) own[r][gate] += in_all(x[r] + k) * load(w + gate * LANES);
         const float* const excess = summary.excess(block);
         UNROLLED for (int r = 0; r < R; ++r) {
-            const Head& of = head(a[r]);
+            const Head of = head(a[r]);
             const float more[4] = {of.first, of.first + of.second, of.first, of.second};
             UNROLLED for (int gate = 0; gate < 4; ++gate)
                 sums[r][gate] += (own[r][gate] - (load(excess + gate * LANES) + more[gate])) * of.back;

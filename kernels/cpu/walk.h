@@ -25,16 +25,14 @@ using OneSequence = std::conditional_t<OVERLAPS<W>, OverlappedWalk<W>, Interleav
 template <typename W>
 constexpr bool WALKS_ALONE = OVERLAPS<W> || W::Recurrent::INTERLEAVES;
 
-// The way by which several rows are multiplied, where it is not the same.
 #if defined(HAS_SUMS)
+// The way by which float32 is multiplied by sums, and whether a walk takes it.
+using BySums = Way<Summed, Summed>;
 template <typename W>
-using WayOfBatches = std::conditional_t<std::is_same_v<typename W::Recurrent, Widened<float>>, Way<Summed, Summed>, W>;
-inline bool by_sums(int64_t batch, bool by_rows, int64_t threads) {
-    return adds_beside() && (by_rows ? batch / threads : batch) >= Summed::LEAST;
+constexpr bool SUMS = std::is_same_v<typename W::Recurrent, Widened<float>>;
+inline bool by_sums(const Forward* a, int64_t threads) {
+    return multiplies_by_sums(a->hidden) && (a->by_rows ? a->batch / threads : a->batch) >= Summed::LEAST;
 }
-#else
-template <typename W>
-using WayOfBatches = W;
 #endif
 
 // Memory of a team for a direction of a layer with so many features.
@@ -55,10 +53,14 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
         } else
 #endif
         {
-            Room room = vector_room<WayOfBatches<W>>(batch, hidden, features, by_rows, threads);
+            Room room = vector_room<W>(batch, hidden, features, by_rows, threads);
             const auto enlarge = [&room](const Room& other) {
                 room = {std::max(room.shared, other.shared), std::max(room.own, other.own)};
             };
+#if defined(HAS_SUMS)
+            if constexpr (SUMS<W>)
+                if (multiplies_by_sums(hidden)) enlarge(vector_room<BySums>(batch, hidden, features, by_rows, threads));
+#endif
 #if defined(HAS_PAIRS)
             if (kept == BF16_TRAINED && features >= 0) {
                 const PairPlan plan(batch, hidden, features, by_rows, threads);
@@ -141,9 +143,10 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
             if constexpr (WALKS_ALONE<W>)
                 if (is_one_whole_sequence(a, threads) && OneSequence<W>::serves(a->hidden))
                     return OneSequence<W>(a, barrier, own, thread, threads).run();
-            if constexpr (!std::is_same_v<WayOfBatches<W>, W>)
-                if (by_sums(a->batch, a->by_rows, threads))
-                    return vector_walk<WayOfBatches<W>>(a, lengths, barrier, own, thread, threads);
+#if defined(HAS_SUMS)
+            if constexpr (SUMS<W>)
+                if (by_sums(a, threads)) return vector_walk<BySums>(a, lengths, barrier, own, thread, threads);
+#endif
             vector_walk<W>(a, lengths, barrier, own, thread, threads);
         }
     });

@@ -374,7 +374,7 @@ inline void packed_forward(const float* weight, void* packed, float* scale, int6
         pack(static_cast<typename decltype(way)::Recurrent*>(nullptr), weight, packed, scale, hidden, depth);
 #if defined(HAS_SUMS)
         if constexpr (std::is_same_v<typename decltype(way)::Recurrent, Widened<float>>)
-            Summary(packed, hidden, depth).fill(weight, static_cast<const float*>(packed), hidden, depth);
+            if (multiplies_by_sums(hidden)) Summary(packed, hidden, depth).fill(weight, static_cast<const float*>(packed), hidden, depth);
 #endif
     });
 }
