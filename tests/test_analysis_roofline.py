@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis.roofline import MARGIN, Ceilings, Judge, Rates, Work, excess, precisions, share
+from bench.analysis.roofline import BY_SUMS, MARGIN, Ceilings, Judge, Rates, Work, excess, precisions, share
 from bench.records.schema import Status
 
 RATES = Rates(
@@ -52,6 +52,15 @@ def test_what_moves_much_is_bound_by_memory():
 def test_a_working_set_gets_the_bandwidth_of_the_cache_it_fits_in(working_set: int, expected: float):
     """The best of what was measured with a set at least as large, or the next smaller: a doubt speaks for the case."""
     assert RATES.bandwidth(working_set) == expected
+
+
+@pytest.mark.parametrize(("rates", "possible"), [({}, False), ({BY_SUMS: 150e9}, True)])
+def test_fp32_is_as_fast_as_by_sums_where_a_machine_has_them(rates: dict[str, float], possible: bool):
+    """1.4 times the rate of the fastest plain product is impossible only where no additions run beside it."""
+    machine = Ceilings(1, Rates({**RATES.flops_per_s, **rates}, RATES.bytes_per_s))
+    assert machine.product_limit("fp32") == (150e9 if possible else 100e9)
+    assert machine.product_limit("bf16") == 400e9
+    assert bool(excess(replace(WORK, call_s=WORK.flops / 140e9), machine)) != possible
 
 
 def test_a_narrow_type_without_a_fast_product_has_the_ceiling_of_fp32():

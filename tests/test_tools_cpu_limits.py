@@ -38,6 +38,10 @@ def test_the_table_has_every_case(tmp_path: Path, capsys: pytest.CaptureFixture[
     found = capsys.readouterr().out
     assert all(str(case) in found for case in limits.CASES)
     assert "| inference B1 T1 H256 | 2.10 M | 1.0 M | 2099.2 | 1048.6 |" in found
+    by_sums = {**CEILINGS, "flops_per_s": {"fp32": 1e9, "fp32 by sums": 2e9}}
+    file.write_text(json.dumps({"ceilings": {"cpu": by_sums}}), encoding="utf-8")
+    assert limits.main([str(file)]) == 0
+    assert "| inference B1 T1 H256 | 2.10 M | 1.0 M | 2099.2 | 524.3 |" in capsys.readouterr().out
     assert limits.main([]) == 0
     assert "| - | - |" in capsys.readouterr().out
     file.write_text("{}", encoding="utf-8")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bench.analysis.roofline import BY_SUMS
 from bench.worker import ceilings
 
 
@@ -90,9 +91,28 @@ def test_a_measurement_has_every_precision_and_leaves_the_threads_alone(monkeypa
         assert torch.get_num_threads() == found["threads"] == 2
     finally:
         torch.set_num_threads(before)
-    assert set(found["flops_per_s"]) == {"fp32", "bf16", "fp16"}
+    by_sums = {BY_SUMS} if ceilings.adds_beside() else set()
+    assert set(found["flops_per_s"]) == {"fp32", "bf16", "fp16"} | by_sums
+    assert all(found["flops_per_s"][name] == 1.5 * found["flops_per_s"]["fp32"] for name in by_sums)
     for kind in ("flops_per_s", "bytes_per_s"):
         assert all(0 < found["one_thread"][kind][name] <= rate for name, rate in found[kind].items())
+
+
+@pytest.mark.parametrize(
+    ("text", "adds"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx2 avx512f", True),
+        ("vendor_id : AuthenticAMD\nflags : avx2", False),
+        ("vendor_id : GenuineIntel\nflags : avx2 avx512f", False),
+        (None, False),
+    ],
+)
+def test_only_amd_s_processors_with_avx512_add_beside(tmp_path, text, adds):
+    """Others take the same pipes for both, and get no rate that they cannot reach."""
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    assert ceilings.adds_beside(file) is adds
 
 
 @pytest.mark.gpu

@@ -16,6 +16,9 @@ from bench.records.schema import Status
 #: A case may be faster than its ceiling by this share before it is called impossible: what the best of some hundred
 #: products and copies misses of the machine's own best.
 MARGIN = 0.10
+#: Name of a second rate of products in fp32, which a worker gives where the processor adds beside its multiplications:
+#: additions can then take the place of multiplications.
+BY_SUMS = "fp32 by sums"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Rates:
         """
         if precision not in self.flops_per_s:
             return None
+        if precision == "fp32" and BY_SUMS in self.flops_per_s:
+            return max(self.flops_per_s[precision], self.flops_per_s[BY_SUMS])
         return max(self.flops_per_s[precision], self.flops_per_s.get("fp32", 0.0))
 
     def bandwidth(self, working_set: float) -> float | None:

@@ -21,11 +21,16 @@ import psutil
 import torch
 from torch import Tensor
 
+from bench.analysis.roofline import BY_SUMS
 from bench.timing.clock import time_once
 from kernels import refusals
 
 #: Types of the products, and whether CUDA may round fp32 inputs to TF32.
 TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: How much faster a product in fp32 may be where a processor adds beside its multiplications: x1 w1 + x2 w2 is
+#: (x1 + w2) (x2 + w1) less two products that many sums share (Winograd 1968), so one pair multiplied and two pairs
+#: summed take four multiplications and, at the same time, four additions, in place of six multiplications.
+SUMS_GAIN = 1.5
 SWEEPS = 2
 #: Seconds that each probe is repeated for in a sweep, at least once.
 SLICE_S = 0.02
@@ -54,9 +59,9 @@ def measure(device: str) -> dict[str, Any]:
     one.
 
     Returns:
-        `flops_per_s`: the fastest matrix product by precision. `bytes_per_s`: the fastest of reading, copying and
-        updating in place by working set in bytes, a byte that is read and written counted twice. `threads`, and
-        `one_thread` with the same two rates where they are more than one.
+        `flops_per_s`: the fastest matrix product by precision, and what fp32 by sums may reach. `bytes_per_s`: the
+        fastest of reading, copying and updating in place by working set in bytes, a byte that is read and written
+        counted twice. `threads`, and `one_thread` with the same two rates where they are more than one.
     """
     threads = torch.get_num_threads()
     values = torch.ones(_largest_set(device) // 4, device=device)
@@ -122,6 +127,8 @@ class _Rates:
         """Try every probe again, the bandwidth's on parts of `values`."""
         for name in ("fp32", "tf32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16", "fp16"):
             _raise(self.flops_per_s, name, _fastest_product(name, device))
+        if device == "cpu" and adds_beside():
+            self.flops_per_s[BY_SUMS] = SUMS_GAIN * self.flops_per_s["fp32"]
         for size in _sizes_up_to(values.nbytes):
             _raise(self.bytes_per_s, str(size), _fastest_move(values[: size // 4], device))
 
@@ -130,6 +137,16 @@ class _Rates:
         for mine, theirs in ((self.flops_per_s, other.flops_per_s), (self.bytes_per_s, other.bytes_per_s)):
             for key, rate in theirs.items():
                 _raise(mine, key, rate)
+
+
+@functools.cache
+def adds_beside(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether this processor has pipes for additions alone, as AMD's with AVX-512 do."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "AuthenticAMD" in text and "avx512f" in text
 
 
 def _raise(rates: dict[str, float], key: str, rate: float) -> None:

@@ -119,7 +119,7 @@ public:
     using Row = const float*;
 
     Summed(const void* packed, const float* scale, int64_t hidden, int64_t depth)
-        : direct(packed, scale, hidden, depth), summary(packed, hidden, depth), packed(static_cast<const float*>(packed)),
+        : direct(packed, scale, hidden, depth), summary(packed, hidden, depth < 0 ? 0 : depth), packed(static_cast<const float*>(packed)),
           hidden(hidden), depth(depth) {}
     static int64_t size(int64_t hidden, int64_t depth) { return Widened<float>::size(hidden, depth); }
     static int64_t row_bytes(int64_t depth) { return 4 * (LANES + (depth + LANES - 1) / LANES * LANES); }

@@ -98,7 +98,9 @@ def table(ceilings: Mapping[str, Any] | None) -> str:
         by_bytes = by_peak = "-"
         if ceilings is not None:
             by_bytes = f"{case.bytes / bandwidth(ceilings['bytes_per_s'], case.weights) * 1e6:.1f}"
-            by_peak = f"{case.flops / ceilings['flops_per_s']['fp32'] * 1e6:.1f}"
+            rates = ceilings["flops_per_s"]
+            # By sums where the run has such a rate: bench/worker/ceilings.py.
+            by_peak = f"{case.flops / max(rates['fp32'], rates.get('fp32 by sums', 0.0)) * 1e6:.1f}"
         lines.append(f"| {case} | {case.bytes / 1e6:.2f} M | {case.flops / 1e6:.1f} M | {by_bytes} | {by_peak} |")
     return "\n".join(lines)
 
