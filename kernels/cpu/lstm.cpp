@@ -92,10 +92,7 @@ public:
 int64_t forward_bytes(int64_t hidden, int64_t depth, int64_t kept) {
     return with_way<int64_t>(kept, [=](auto way) {
         using M = typename decltype(way)::Recurrent;
-#if defined(HAS_SUMS)
-        if constexpr (std::is_same_v<M, Widened<float>>) return M::size(hidden, depth) + Summary::size(hidden, depth);
-#endif
-        return M::size(hidden, depth);
+        return M::size(hidden, depth) + summary_bytes<M>(hidden, depth);
     });
 }
 

@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "matrices.h"
 #include "products.h"
@@ -94,9 +95,9 @@ public:
 // Weights in float32 with their summary behind them. A row is converted: [how it was scaled, 16 numbers][values].
 class Summed {
     struct Head {
-        float back;         // what undoes the scale
+        float back;           // what undoes the scale
         float first, second;  // products of neighbors that sums by the first and by the second kind of pair have too much
-        uint32_t summed;    // whether sums are precise enough
+        uint32_t summed;      // whether sums are precise enough
     };
 
     const Widened<float> direct;
@@ -255,5 +256,23 @@ private:
     }
 };
 #endif
+
+// Bytes of the summary behind a packed matrix, and what is written there.
+template <typename M>
+int64_t summary_bytes(int64_t hidden, int64_t depth) {
+#if defined(HAS_SUMS)
+    if constexpr (std::is_same_v<M, Widened<float>>) return Summary::size(hidden, depth);
+#endif
+    (void)hidden, (void)depth;
+    return 0;
+}
+template <typename M>
+void summarize(const float* weight, void* packed, int64_t hidden, int64_t depth) {
+#if defined(HAS_SUMS)
+    if constexpr (std::is_same_v<M, Widened<float>>)
+        if (multiplies_by_sums(hidden)) Summary(packed, hidden, depth).fill(weight, static_cast<const float*>(packed), hidden, depth);
+#endif
+    (void)weight, (void)packed, (void)hidden, (void)depth;
+}
 
 }  // namespace

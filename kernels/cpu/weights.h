@@ -372,10 +372,7 @@ const char* no_byte_tiles() {
 inline void packed_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
     with_way<void>(kept, [=](auto way) {
         pack(static_cast<typename decltype(way)::Recurrent*>(nullptr), weight, packed, scale, hidden, depth);
-#if defined(HAS_SUMS)
-        if constexpr (std::is_same_v<typename decltype(way)::Recurrent, Widened<float>>)
-            if (multiplies_by_sums(hidden)) Summary(packed, hidden, depth).fill(weight, static_cast<const float*>(packed), hidden, depth);
-#endif
+        summarize<typename decltype(way)::Recurrent>(weight, packed, hidden, depth);
     });
 }
 
