@@ -443,7 +443,7 @@ def test_the_instructions_of_tiles_compile_in_any_folder(tmp_path: Path, monkeyp
 
 
 def test_packed_weights_have_the_bytes_that_they_say() -> None:
-    """int8 weights are a quarter of float32's bytes and bf16 half, but for padding, a start a row, and float32's summary."""
+    """int8 weights are a quarter of float32's bytes and bf16 half, but for padding, starts and float32's summary."""
     hidden, depth = 256, 512
     summed, half, quarter = (library(kept=kept).packed_bytes(hidden, depth, kept) for kept in range(3))
     full = 16 * hidden * depth
