@@ -6,13 +6,26 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis.roofline import BY_SUMS, MARGIN, Ceilings, Judge, Rates, Work, excess, precisions, share
+from bench.analysis.roofline import (
+    BY_SUMS,
+    MARGIN,
+    SUMS,
+    Ceilings,
+    Judge,
+    Rates,
+    Work,
+    excess,
+    precisions,
+    share,
+)
 from bench.records.schema import Status
 
 RATES = Rates(
     {"fp32": 100e9, "bf16": 400e9, "fp16": 5e9}, {32_768: 200e9, 524_288: 250e9, 1 << 23: 100e9, 1 << 28: 40e9}
 )
 MACHINE = Ceilings(1, RATES)
+#: The evidence of a case in whose fp32 products additions took the place of multiplications.
+SUMMED = f"LSTM ran in kernels.LSTM: cpu-fused (encoder, decoder); multiplied by avx512-fma and {SUMS}"
 #: 1 GFLOP and 1 MB in 20 ms: half of what fp32 products allow.
 WORK = Work(1e9, 1e6, 0.020, ("fp32",))
 FIELDS = {
@@ -54,13 +67,34 @@ def test_a_working_set_gets_the_bandwidth_of_the_cache_it_fits_in(working_set: i
     assert RATES.bandwidth(working_set) == expected
 
 
-@pytest.mark.parametrize(("rates", "possible"), [({}, False), ({BY_SUMS: 150e9}, True)])
-def test_fp32_is_as_fast_as_by_sums_where_a_machine_has_them(rates: dict[str, float], possible: bool):
-    """1.4 times the rate of the fastest plain product is impossible only where no additions run beside it."""
+@pytest.mark.parametrize(
+    ("rates", "evidence", "rate"),
+    [
+        ({}, "LSTM ran in oneDNN", 100e9),
+        ({}, SUMMED, 100e9),
+        ({BY_SUMS: 150e9}, "LSTM ran in oneDNN", 100e9),
+        ({BY_SUMS: 150e9}, None, 100e9),
+        ({BY_SUMS: 150e9}, SUMMED, 150e9),
+    ],
+)
+def test_only_what_takes_sums_may_be_as_fast_as_they_are(rates: dict[str, float], evidence: str | None, rate: float):
+    """1.4 times the rate of the fastest plain product is impossible, but where the evidence names sums: there 1.5."""
     machine = Ceilings(1, Rates({**RATES.flops_per_s, **rates}, RATES.bytes_per_s))
-    assert machine.product_limit("fp32") == (150e9 if possible else 100e9)
+    fields = FIELDS | {"evidence": evidence}
+    at = {gain: judged(fields | {"throughput_seq_per_s": 8 * gain * 100}, machine, machine)[0] for gain in (0.5, 1.4)}
+    assert at[0.5]["ceiling_share"] == pytest.approx(0.5 * 100e9 / rate)
+    assert (at[1.4].get("status") is Status.IMPOSSIBLE) == (rate == 100e9)
+    assert machine.product_limit("fp32") == 100e9
     assert machine.product_limit("bf16") == 400e9
-    assert bool(excess(replace(WORK, call_s=WORK.flops / 140e9), machine)) != possible
+
+
+@pytest.mark.parametrize(
+    ("asked", "ran", "expected"),
+    [("fp32", "", (BY_SUMS,)), ("int8-head", "fp32", (BY_SUMS, "int8-head")), ("bf16", "bf16", ("bf16",))],
+)
+def test_sums_take_the_place_of_fp32_alone(asked: str, ran: str, expected: tuple[str, ...]):
+    """Products of other types are what they were."""
+    assert precisions({"precision": asked, "ran_precision": ran, "evidence": SUMMED}) == expected
 
 
 def test_a_narrow_type_without_a_fast_product_has_the_ceiling_of_fp32():

@@ -17,8 +17,10 @@ from bench.records.schema import Status
 #: products and copies misses of the machine's own best.
 MARGIN = 0.10
 #: Name of a second rate of products in fp32, which a worker gives where the processor adds beside its multiplications:
-#: additions can then take the place of multiplications.
+#: additions can then take the place of multiplications. Only cases that do so are held against it.
 BY_SUMS = "fp32 by sums"
+#: What the evidence of such a case names: the instructions of `cpu-fused`.
+SUMS = "avx512-sums"
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,13 @@ class Rates:
     def product(self, precision: str) -> float | None:
         """FLOPs per second of a precision; None where it was not measured.
 
-        Never below fp32's: where a narrow type has no fast product, its values can be multiplied as fp32.
+        Never below fp32's: where a narrow type has no fast product, its values can be multiplied as fp32. A run without
+        a rate by sums has fp32's for it.
         """
+        if precision == BY_SUMS and BY_SUMS not in self.flops_per_s:
+            precision = "fp32"
         if precision not in self.flops_per_s:
             return None
-        if precision == "fp32" and BY_SUMS in self.flops_per_s:
-            return max(self.flops_per_s[precision], self.flops_per_s[BY_SUMS])
         return max(self.flops_per_s[precision], self.flops_per_s.get("fp32", 0.0))
 
     def bandwidth(self, working_set: float) -> float | None:
@@ -163,13 +166,15 @@ UNSEEN = frozenset({"int8", "int8-head"})
 def precisions(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Data types of the products that ran; what was asked for where the profiler saw none, or could not see it.
 
-    The profiler calls TF32 what its inputs are, fp32.
+    The profiler calls TF32 what its inputs are, fp32. Where the evidence says that additions took the place of
+    multiplications in fp32, that is a precision of its own, since its products may be faster.
     """
     asked = fields.get("precision") or "fp32"
     ran = tuple(filter(None, str(fields.get("ran_precision") or "").split(" and ")))
     if ran and asked in UNSEEN and asked not in ran:
         ran = (*ran, asked)
-    return tuple("tf32" if name == "fp32" and asked == "tf32" else name for name in ran or (asked,))
+    fp32 = "tf32" if asked == "tf32" else BY_SUMS if SUMS in str(fields.get("evidence") or "") else "fp32"
+    return tuple(fp32 if name == "fp32" else name for name in ran or (asked,))
 
 
 def precision_words(asked: str, ran: str) -> str:
