@@ -63,7 +63,8 @@ class Choice:
         reason: why, in a sentence.
         refused: by name, why an implementation cannot serve; left out of the text, since it is long.
         config: the configuration that a kernel for GPUs takes for the forward pass; None elsewhere.
-        instructions: what multiplies in `cpu-fused`: `avx512-fma`, `avx512-vnni`, `avx2-int8` and so on; else empty.
+        instructions: what multiplies in `cpu-fused`: `avx512-fma`, `avx512-sums`, `avx512-vnni`, `avx2-int8` and so on
+            (`kernels.cpu.fused.instructions`); else empty.
         detour: why calls without gradients reach `cpu-fused` through Python instead of by its native entry, which short
             ones feel; empty where there is an entry, and for what never takes it.
     """
@@ -235,7 +236,9 @@ def _config(problem: Problem, implementation: str, backward: bool, device: str) 
 
 
 def _instructions(implementation: str, problem: Problem) -> str:
-    return fused.instructions(fused.storage_for(problem)) if implementation == CPU else ""
+    if implementation != CPU:
+        return ""
+    return fused.instructions(fused.storage_for(problem), problem.hidden_size, problem.batch)
 
 
 def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[str, str]:

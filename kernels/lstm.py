@@ -237,10 +237,10 @@ class LSTM(nn.RNNBase):
         hidden, cell = state
         if not torch.compiler.is_compiling():
             kept: Any = self.__dict__.get("_kept")
-            found: Tensor | None = kept and kept.step(self._parameters, input, hidden, cell, resets)
+            found = kept and kept.step(self._parameters, input, hidden, cell, resets)
             if found is not None:
-                self.__dict__["choices"] = kept.choices
-                return found
+                output, self.__dict__["choices"] = found
+                return output  # type: ignore[no-any-return]
         return layers.step_through_forward(self, input, hidden, cell, resets)
 
     def explain(  # noqa: PLR0913 - what decides

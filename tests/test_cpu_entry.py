@@ -47,7 +47,8 @@ def _step_inputs(batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
 
 def _step(lstm: LSTM, x: Tensor, h: Tensor, c: Tensor, resets: Tensor | None = None) -> Any:
     """Result of the entry's own step, or None."""
-    return lstm.__dict__["_kept"].step(lstm._parameters, x, h, c, resets)
+    found = lstm.__dict__["_kept"].step(lstm._parameters, x, h, c, resets)
+    return None if found is None else found[0]
 
 
 def _forward(lstm: LSTM, x: Any, hx: Any = None) -> Any:

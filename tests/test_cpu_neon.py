@@ -183,7 +183,7 @@ def test_all_layers_in_one_call_are_those_of_float64(
 def test_instructions_are_named(kernel: ForeignLibrary, caller: Path, memory: SharedMemory) -> None:
     """What NEON multiplies, and what it refuses: training in bf16, w8a8, split, and the head in int8."""
     for name, (number, _) in KEPT.items():
-        assert kernel.instructions(number) == b"neon"
+        assert kernel.instructions(number, 64, 8) == b"neon"
         assert bool(kernel.hindrance(number)) == (name not in ALLOWED)
     head = ForeignLibrary(RUN, caller, _cross_compiled("head.cpp", OLDEST), memory)
     assert head.head_hindrance().startswith(b"the head in int8 needs a processor with AVX2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from planted_defects import SUMMED
 from planted_kernels import NOTHING, KernelPrograms
 from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_forward, recurrences
 
-from kernels import LSTM
+from bench.analysis import roofline
+from kernels import LSTM, dispatch
 from kernels.cpu import build, fused
 
 pytestmark = [
@@ -26,6 +28,8 @@ pytestmark = [
 
 #: Products by sums wherever there are three rows or more, on any processor; and nowhere.
 SUMS, PRODUCTS = f"{QUICK} -DBY_SUMS=1", f"{QUICK} -DBY_SUMS=0"
+#: What multiplies by products, and by sums; a run allows the faster rate by that name.
+NAMES = ("avx512-fma", roofline.SUMS)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -130,7 +134,46 @@ def test_this_processor_takes_sums_where_they_pay(batch: int, hidden: int, by_su
     for target in (QUICK, PRODUCTS):
         with built_for(target, 1), torch.inference_mode():
             found.append(lstm(torch.randn(5, batch, hidden, generator=torch.Generator().manual_seed(0)))[0])
+            assert fused.instructions("fp32", hidden, batch) == NAMES[target == QUICK and by_sums]
     assert torch.equal(*found) != by_sums
+
+
+@pytest.fixture
+def new_choices() -> Iterator[None]:
+    """No choice is kept from another build, nor for one."""
+    dispatch.forget()
+    yield
+    dispatch.forget()
+
+
+@pytest.mark.usefixtures("new_choices")
+@pytest.mark.parametrize(
+    ("target", "storage", "batch", "name"),
+    [(SUMS, "fp32", 3, 1), (SUMS, "fp32", 2, 0), (PRODUCTS, "fp32", 3, 0), (f"{SUMS} -DWIDEN", "int8", 3, 0)],
+)
+def test_what_multiplies_is_told(target: str, storage: str, batch: int, name: int) -> None:
+    """Sums are told where the kernel takes them: of float32, where they are not switched off, and of enough rows."""
+    with built_for(target, 1):
+        assert fused.instructions(storage, 64, batch) == NAMES[name]
+        if "WIDEN" not in target:
+            lstm = LSTM(64, 64, implementation="cpu-fused")
+            assert lstm.explain(batch, 5).instructions == NAMES[name]
+
+
+@pytest.mark.usefixtures("new_choices")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("batches", [(1, 4), (4, 1)])
+def test_a_later_call_of_other_rows_tells_its_own(batches: tuple[int, int], batch_first: bool, training: bool) -> None:
+    """Calls that an earlier one prepared, and steps: what multiplies is that of their own rows."""
+    with built_for(SUMS, 1), torch.inference_mode(not training):
+        lstm = LSTM(64, 64, num_layers=2, batch_first=batch_first, implementation="cpu-fused")
+        for batch in batches * 3:
+            lstm(torch.randn((batch, 7, 64) if batch_first else (7, batch, 64)))
+            assert [choice.instructions for choice in lstm.choices] == [NAMES[batch == 4]] * 2
+        for batch in () if training else batches:
+            lstm.step(torch.randn(batch, 64), (torch.zeros(2, batch, 64), torch.zeros(2, batch, 64)))
+            assert [choice.instructions for choice in lstm.choices] == [NAMES[batch == 4]] * 2
 
 
 def test_a_row_of_zeros_stays_exact_and_a_broken_one_alone() -> None:

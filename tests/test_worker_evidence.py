@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.analysis.roofline import BY_SUMS, SUMS, precisions
 from bench.worker import evidence
 from bench.worker.evidence import Compilation, Observation, explain, observe
 from kernels.cpu import shortlist
@@ -351,6 +352,18 @@ def test_the_head_s_instructions_are_told():
     workload = "translation-small-scaled@batch=2,length=5"
     _, words = seen(VARIANTS["cpu-fused-head"], workload, "decode")
     assert f"head in int8 ({shortlist.instructions()}), the largest outputs once more in fp32" in words
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [((SUMS,), SUMS), (("avx512-fma", SUMS), f"avx512-fma and {SUMS}"), (("avx2-fma",), "avx2-fma")],
+)
+def test_the_instructions_of_fp32_are_told(names, words):
+    """By their choices, all that multiplied; the ceiling of what took sums is another."""
+    choices = {"encoder": [Choice("cpu-fused", "asked for", {}, name) for name in names]}
+    told = explain(VARIANTS["cpu-fused"], find_workload(FIXED), "cpu", NOTHING, None, choices)
+    assert told == f"LSTM ran in kernels.LSTM: cpu-fused (encoder); multiplied by {words}"
+    assert (precisions({"precision": "fp32", "evidence": told}) == (BY_SUMS,)) == (SUMS in names)
 
 
 def test_types_are_counted_by_product():

@@ -195,7 +195,7 @@ def explain(  # noqa: C901 - a part after the other
         parts.append("the next call overwrites its outputs")
     kept = variant.lstm_options.get("weight_storage")
     by = {choice.instructions for layers in (choices or {}).values() for choice in layers if choice.instructions}
-    if variant.autocast and by:
+    if by and not kept:
         parts.append(f"multiplied by {' and '.join(sorted(by))}")
     if kept:
         what = "weights and inputs in int8" if kept == "w8a8" else f"weights kept in {kept}"

@@ -326,7 +326,8 @@ def _declare(native: ctypes.CDLL) -> None:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     native.lanes.restype = native.cores.restype = number
     native.failure.restype = ctypes.c_char_p
-    native.instructions.restype, native.instructions.argtypes = ctypes.c_char_p, [number]
+    native.instructions.restype, native.instructions.argtypes = ctypes.c_char_p, [number] * 3
+    native.sums_from.restype, native.sums_from.argtypes = number, [number]
     native.hindrance.restype, native.hindrance.argtypes = ctypes.c_char_p, [number]
     native.packed_backward_bytes.restype, native.packed_backward_bytes.argtypes = number, [number] * 3
     native.backward_by_tiles.restype, native.backward_by_tiles.argtypes = number, [number]

@@ -79,6 +79,7 @@ struct Numbers {
     int64_t worth;                 // work from which a team may have more than one thread
     int64_t least_long;            // rows a thread from which all weights are looked at
     int64_t cast;                  // whether calls are those under autocast to bf16, else without autocast
+    int64_t sums_from;             // rows from which on the second of the choices holds
     const int64_t* forgotten;      // times that packed weights were dropped
     int64_t (*run)(const int64_t* call);
     const char* (*failure)();
@@ -241,6 +242,13 @@ PyObject* not_done(const Module& module, int64_t status) {
 
 void* written(const at::TensorBase& value) { return value.unsafeGetTensorImpl()->mutable_data(); }
 
+// What a batch of so many rows runs.
+PyObject* choices_for(const Module& module, int64_t batch) {
+    PyObject* const found = PyTuple_GetItem(module.choices, batch >= module.own.sums_from);
+    Py_IncRef(found);
+    return found;
+}
+
 const Module& module_of(PyObject* self) { return *static_cast<const Module*>(PyCapsule_GetPointer(self, NAME)); }
 
 // arguments: the module's parameters, x (three dimensions), the state or None, and whether the batch comes first. With `cast`
@@ -267,13 +275,14 @@ PyObject* at_once(PyObject* self, PyObject* const* arguments, intptr_t count) tr
     const int64_t status = run(module, batch, steps, batch_first, values(x), values(h0), values(c0), nullptr, written(output),
                                written(h_n), written(c_n), halves);
     if (status) return not_done(module, status);
-    Py_IncRef(module.choices);
-    return tuple_of(tuple_of(THPVariable_Wrap(output), tuple_of(THPVariable_Wrap(h_n), THPVariable_Wrap(c_n))), module.choices);
+    return tuple_of(tuple_of(THPVariable_Wrap(output), tuple_of(THPVariable_Wrap(h_n), THPVariable_Wrap(c_n))),
+                    choices_for(module, batch));
 } catch (const std::exception&) {
     return none();
 }
 
 // arguments: the module's parameters, x (two dimensions), h and c, which are overwritten, and resets or None.
+// Returns (output, choices).
 PyObject* step(PyObject* self, PyObject* const* arguments, intptr_t count) try {
     const Module& module = module_of(self);
     if (count != 5 || module.own.directions != 1 || module.own.cast || !unwatched()) return none();
@@ -297,7 +306,7 @@ PyObject* step(PyObject* self, PyObject* const* arguments, intptr_t count) try {
     if (status) return not_done(module, status);
     h->bump_version();
     c->bump_version();
-    return THPVariable_Wrap(output);
+    return tuple_of(THPVariable_Wrap(output), choices_for(module, batch));
 } catch (const std::exception&) {
     return none();
 }
@@ -351,7 +360,8 @@ void set_up(PyObject* tensor, PyObject* forward, PyObject* team) {
 // The functions at_once, step and trains of a module.
 //
 // parameters: a tuple of tuples, the module's parameters in its order: the tensor and its version when it was packed.
-// held: what keeps alive all that the numbers point to, and the parameters. choices: what at_once returns with its results.
+// held: what keeps alive all that the numbers point to, and the parameters. choices: what at_once and
+// step return with their results, a pair: for fewer rows than `sums_from`, and for others.
 PyObject* bind(const Numbers* numbers, PyObject* parameters, PyObject* held, PyObject* choices) {
     Module* const module = new Module{*numbers, *numbers->forgotten, {}, held, choices};
     Py_IncRef(held);

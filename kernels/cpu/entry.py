@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 
 from . import packing, teams
 from .build import BuildError, compiled, compiler
+from .told import Told
 
 FLAGS = ("-O2", "-fPIC", "-shared")
 #: What torch asks of its extensions, and what the headers used here do with as well: for older compilers.
@@ -33,7 +34,7 @@ class Numbers(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("layers", "features", "hidden", "directions", "states", "work")),
-        *((name, ctypes.c_int64) for name in ("worth", "least_long", "cast")),
+        *((name, ctypes.c_int64) for name in ("worth", "least_long", "cast", "sums_from")),
         *((name, ctypes.c_void_p) for name in ("forgotten", "run", "failure")),
     )
 
@@ -49,15 +50,15 @@ def bind(
     layers: int,
     parameters: Sequence[tuple[Tensor, int, int]],
     held: object,
-    choices: tuple[Any, ...],
+    told: Told,
     **sizes: int,
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """The functions `at_once`, `step` and `trains` of a module; where there is no native entry, ones that take no call.
 
     `at_once(parameters, x, hx, batch_first)` returns `((output, (h_n, c_n)), choices)`, and `step(parameters, x, h, c,
-    resets)` the output, h and c written in place; `parameters` is the module's dict. Both return None, and have done
-    nothing, for a call that is not as plain as an earlier one: with gradients, autocast, a mode, transform or tracer,
-    a subclass of Tensor, another type, size, device or memory order, or parameters that changed.
+    resets)` `(output, choices)`, h and c written in place; `parameters` is the module's dict. Both return None, and
+    have done nothing, for a call that is not as plain as an earlier one: with gradients, autocast, a mode, transform
+    or tracer, a subclass of Tensor, another type, size, device or memory order, or parameters that changed.
 
     `trains`, of the arguments of `at_once`, returns True for a call with gradients that is as plain in all else, be
     the parameters' values what they are, and None for any other. It runs nothing. With `cast` it wants autocast to
@@ -70,7 +71,7 @@ def bind(
         held: keeps alive what the addresses point into, and the parameters. Python's collector does not see what a
             function holds, so `trains`, which only compares addresses, leaves the parameters to its caller: a hook of
             theirs may refer to the module.
-        choices: what `at_once` returns besides its results.
+        told: what `at_once` and `step` return besides their results.
         sizes: features, hidden, directions, states, work, least_long and cast of `Numbers`.
 
     Raises:
@@ -86,10 +87,11 @@ def bind(
         forgotten=ctypes.addressof(packing.forgotten),
         run=run,
         failure=failure,
+        sums_from=told.sums_from,
         **sizes,
     )
     bound: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] = entry.bind(
-        ctypes.byref(numbers), tuple(parameters), (held, native), choices
+        ctypes.byref(numbers), tuple(parameters), (held, native), told.choices
     )
     return bound
 

@@ -103,9 +103,19 @@ def converts(problem: Problem) -> bool:
     return problem.dtype in CONVERTED and not problem.autocast and refuses(converted) is None
 
 
-def instructions(storage: str = "fp32") -> str:
-    """Instructions that multiply weights kept as a key of `kernels.cpu.packing.KEPT`, as built for this machine."""
-    return str(library().instructions(KEPT[storage][0]).decode())
+def instructions(storage: str = "fp32", hidden: int = 0, rows: int = 0) -> str:
+    """Instructions that multiply weights in a forward pass, as built for this machine.
+
+    `avx512-sums` says that additions take the place of multiplications. It names what most products take: a row that
+    these would make less precise, one or two rows that are left, as where sequences end early, and a last half block
+    of units are multiplied by `avx512-fma` all the same, and so is everything in a backward pass.
+
+    Args:
+        storage: how the weights are kept, a key of `kernels.cpu.packing.KEPT`.
+        hidden: units of the layer.
+        rows: of a thread. The whole batch tells the same: threads share out rows only where each gets eight or more.
+    """
+    return str(library().instructions(KEPT[storage][0], hidden, rows).decode())
 
 
 def storage_hindrance(storage: str) -> str | None:

@@ -18,6 +18,7 @@ from . import entry, packing
 from .build import CHANGED, checked, library
 from .native_arguments import address, fitting, hidden_of
 from .teams import least_long, team
+from .told import told
 
 Results = tuple[Tensor, Tensor, Tensor]
 
@@ -65,7 +66,7 @@ class Prepared:
         storage: key of `kernels.cpu.packing.KEPT`. For `TRAINED`, which is autocast's, weights are kept in bf16 as
             the processor multiplies it fastest, and changes are looked for as for float32.
         names: of the parameters in the module, in the same order; none if this serves a single call.
-        choices: what `at_once` returns besides its results.
+        choices: of one call, as `at_once` and `step` return them besides their results.
 
     Attributes:
         lasting: whether it may be kept for later calls. Not where a parameter had to be copied, or has no version.
@@ -85,7 +86,7 @@ class Prepared:
     ) -> None:
         flat = [own for layer in parameters for own in layer]
         values = [value for own in flat for value in own]
-        self.features, self.hidden, self.choices = features, hidden_of(values[1]), choices
+        self.features, self.hidden = features, hidden_of(values[1])
         self.directions, self.states = len(parameters[0]), len(flat)
         self.lasting = len(names) == len(values) and not any(v.is_inference() or not v.is_contiguous() for v in values)
         self._by_autocast = storage == packing.TRAINED
@@ -120,7 +121,7 @@ class Prepared:
                 self._at,
                 [(value, at, version) for _, value, at, version, _ in self._kept],
                 (self._held, self._kept),
-                choices,
+                told(choices, storage, self.hidden),
                 features=self.features,
                 hidden=self.hidden,
                 directions=self.directions,

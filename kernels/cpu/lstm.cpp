@@ -140,8 +140,11 @@ uint64_t mark_all(const float* values, int64_t count) { return mark_each(values,
 // Why the last call in this thread that returned a negative status failed.
 const char* failure() { return said; }
 
-// Instructions that multiply weights kept so.
-const char* instructions(int64_t kept) { return instructions_for(kept); }
+// Instructions that multiply weights kept so, in walks forward of so many units and rows a thread.
+const char* instructions(int64_t kept, int64_t hidden, int64_t rows) { return instructions_for(kept, hidden, rows); }
+
+// Rows of a thread from which on float32 is multiplied by sums; beyond all numbers of rows where it never is.
+int64_t sums_from(int64_t hidden) { return sums_from_rows(hidden); }
 
 // Why weights cannot be kept so in this process, or an empty text.
 const char* hindrance(int64_t kept) { return hinders(kept); }

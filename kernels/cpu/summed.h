@@ -114,7 +114,7 @@ class Summed {
 public:
     static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = false, INTERLEAVES = false;
     static constexpr int AT_ONCE = 5;
-    static constexpr int LEAST = 3;  // rows: fewer wait for weights from the second-level cache, not for products
+    static constexpr int64_t LEAST = 3;  // rows: fewer wait for weights from the second-level cache, not for products
     // How much less precise sums may be by estimate, squared, and how large a value by the mean square of its row.
     static constexpr float PRECISION = 4.0f, CREST = 36.0f;
     using Row = const float*;

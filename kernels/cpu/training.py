@@ -17,6 +17,7 @@ from . import entry
 from .build import library
 from .layer import DifferentiableLayer
 from .packing import TRAINED
+from .told import told
 
 State = tuple[Tensor, Tensor]
 
@@ -30,7 +31,7 @@ class PreparedTraining:
     Args:
         parameters: of each layer, of each direction, as for `fused.run`; contiguous, and in the module's order.
         options: of the call that settled this, with weights kept in float32, or as `TRAINED` under autocast.
-        choices: what `at_once` returns besides its results.
+        choices: of one call, as `at_once` returns them besides its results.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class PreparedTraining:
         options: LayerOptions,
         choices: tuple[Any, ...],
     ) -> None:
-        self.choices, self._options = choices, options
+        self._told, self._options = told(choices, options.storage, options.hidden), options
         self._layers = [[value for own in layer for value in own] for layer in parameters]
         # Held here and not by the function: see `entry.bind`.
         self._flat = [value for layer in self._layers for value in layer]
@@ -48,7 +49,7 @@ class PreparedTraining:
             0,
             [(value, 0, 0) for value in self._flat],
             None,
-            choices,
+            self._told,
             features=self._flat[0].size(1),
             hidden=options.hidden,
             directions=options.directions,
@@ -78,10 +79,11 @@ class PreparedTraining:
         options = self._options
         if options.batch_first is not batch_first or not self._trains(parameters, x, hx, batch_first):
             return None
+        choices = self._told.of(x.size(0 if batch_first else 1))
         if len(self._layers) == 1:
             h0, c0 = hx or (None, None)
             output, h_n, c_n = _apply(x, h0, c0, None, None, options, *self._layers[0])
-            return (output, (h_n, c_n)), self.choices
+            return (output, (h_n, c_n)), choices
         hidden, cell = [], []
         for number, flat in enumerate(self._layers):
             place = slice(number * options.directions, (number + 1) * options.directions)
@@ -89,4 +91,4 @@ class PreparedTraining:
             x, h_n, c_n = _apply(x.to(torch.float32), h0, c0, None, None, options, *flat)
             hidden.append(h_n)
             cell.append(c_n)
-        return (x, (torch.cat(hidden), torch.cat(cell))), self.choices
+        return (x, (torch.cat(hidden), torch.cat(cell))), choices

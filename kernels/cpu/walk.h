@@ -31,7 +31,7 @@ using BySums = Way<Summed, Summed>;
 template <typename W>
 constexpr bool SUMS = std::is_same_v<typename W::Recurrent, Widened<float>>;
 inline bool by_sums(const Forward* a, int64_t threads) {
-    return multiplies_by_sums(a->hidden) && (a->by_rows ? a->batch / threads : a->batch) >= Summed::LEAST;
+    return (a->by_rows ? a->batch / threads : a->batch) >= sums_from_rows(a->hidden);
 }
 #endif
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.common.fast_path import unwatched
-from kernels.cpu import decoder, decoder_training
+from kernels.cpu import decoder, decoder_training, fused
 from kernels.cpu.decoder import FedState, Memory
 from kernels.dispatch import CPU, Choice
 from kernels.lstm import LSTM
@@ -139,7 +139,7 @@ class FusedDecoder:
         )
         state["hidden"], state["cell"], state["fed"] = after.hidden, after.cell, after.fed.unsqueeze(0)
         how = "in one call with its attention, all steps" + (", and one back" if gradients else "")
-        lstm.__dict__["choices"] = (Choice(CPU, how, {}),) * lstm.num_layers
+        lstm.__dict__["choices"] = (Choice(CPU, how, {}, fused.instructions()),) * lstm.num_layers
         return found
 
 

@@ -184,7 +184,9 @@ int64_t seq2seq_lstm_output_size(const seq2seq_lstm* lstm) {
     return lstm->header.outputs ? lstm->header.outputs : lstm->header.hidden;
 }
 
-const char* seq2seq_lstm_instructions(const seq2seq_lstm* lstm) { return instructions_for(lstm->header.kept); }
+const char* seq2seq_lstm_instructions(const seq2seq_lstm* lstm) {
+    return instructions_for(lstm->header.kept, lstm->header.hidden, lstm->batch);
+}
 
 void seq2seq_lstm_reset(seq2seq_lstm* lstm) {
     for (Layer& layer : lstm->layers) {

@@ -20,7 +20,7 @@ seq2seq_lstm* seq2seq_lstm_create(const char* weights, int64_t batch, char* mess
 int64_t seq2seq_lstm_input_size(const seq2seq_lstm* lstm);
 int64_t seq2seq_lstm_output_size(const seq2seq_lstm* lstm);
 
-/* The instructions that multiply, such as "avx512-fma", "avx512-vnni" or "avx2-int8". */
+/* The instructions that multiply, such as "avx512-fma", "avx512-sums", "avx512-vnni" or "avx2-int8". */
 const char* seq2seq_lstm_instructions(const seq2seq_lstm* lstm);
 
 /* Sets the state of all streams to zero. */
