@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import shutil
 import subprocess
 import sys
@@ -244,9 +245,10 @@ def test_the_sanitizer_finds_nothing(built: Path, tmp_path: Path) -> None:
         ["g++", "-std=c++17", *flags, *sanitized, built / "seq2seq_lstm.cpp", tmp_path / "example.o", "-o", program],  # noqa: S607
         check=True,
     )
-    for precision in ALLOWED:
-        model = _Model(7, 21, 2, 5, bias=True)
-        folder = tmp_path / precision
+    # Few units and, in fp32, enough for sums.
+    for precision, hidden in itertools.product(ALLOWED, (21, 70)):
+        model = _Model(7, hidden, 2, 5, bias=True)
+        folder = tmp_path / f"{precision}-{hidden}"
         export_c(model.state_dict(), folder, prefix="lstm.", head="head", precision=precision)
         done = subprocess.run(
             [program, folder / "weights.bin"], input="0.5 " * 70, capture_output=True, text=True, check=False

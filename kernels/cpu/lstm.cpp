@@ -88,14 +88,6 @@ public:
     }
 };
 
-// Bytes of a packed matrix of a walk forward.
-int64_t forward_bytes(int64_t hidden, int64_t depth, int64_t kept) {
-    return with_way<int64_t>(kept, [=](auto way) {
-        using M = typename decltype(way)::Recurrent;
-        return M::size(hidden, depth) + summary_bytes<M>(hidden, depth);
-    });
-}
-
 // Calls `use` with the way back through time of weights kept so.
 template <typename F>
 int64_t with_way_back(int64_t kept, F use) {

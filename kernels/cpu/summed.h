@@ -257,6 +257,15 @@ private:
 };
 #endif
 
+// Rows of a thread from which on float32 is multiplied by sums; beyond all numbers of rows where it never is.
+inline int64_t sums_from_rows(int64_t hidden) {
+#if defined(HAS_SUMS)
+    if (multiplies_by_sums(hidden)) return Summed::LEAST;
+#endif
+    (void)hidden;
+    return INT64_MAX;
+}
+
 // Bytes of the summary behind a packed matrix, and what is written there.
 template <typename M>
 int64_t summary_bytes(int64_t hidden, int64_t depth) {

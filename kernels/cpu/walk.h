@@ -35,6 +35,14 @@ inline bool by_sums(const Forward* a, int64_t threads) {
 }
 #endif
 
+// Bytes of a packed matrix of a walk forward.
+inline int64_t forward_bytes(int64_t hidden, int64_t depth, int64_t kept) {
+    return with_way<int64_t>(kept, [=](auto way) {
+        using M = typename decltype(way)::Recurrent;
+        return M::size(hidden, depth) + summary_bytes<M>(hidden, depth);
+    });
+}
+
 // Memory of a team for a direction of a layer with so many features.
 inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
     return with_way<Room>(kept, [=](auto way) -> Room {

@@ -107,15 +107,6 @@ inline const char* hinders(int64_t kept) {
     return kept == SPLIT ? no_tiles() : "";
 }
 
-// Rows of a thread from which on float32 is multiplied by sums; beyond all numbers of rows where it never is.
-inline int64_t sums_from_rows(int64_t hidden) {
-#if defined(HAS_SUMS)
-    if (multiplies_by_sums(hidden)) return Summed::LEAST;
-#endif
-    (void)hidden;
-    return INT64_MAX;
-}
-
 // The instructions that multiply weights kept so, in walks forward of so many units and rows a thread.
 inline const char* instructions_for(int64_t kept, int64_t hidden, int64_t rows) {
     if (kept == FP32 && rows >= sums_from_rows(hidden)) return "avx512-sums";

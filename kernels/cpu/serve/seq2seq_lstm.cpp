@@ -98,9 +98,7 @@ struct seq2seq_lstm {
 
     void packed(std::FILE* file, std::unique_ptr<Memory<char>>& to, std::vector<float>& scale, int64_t depth) const {
         const std::vector<float> weight = floats(file, 4 * header.hidden * depth);
-        const int64_t bytes =
-            with_way<int64_t>(header.kept, [&](auto way) { return decltype(way)::Recurrent::size(header.hidden, depth); });
-        to = std::make_unique<Memory<char>>(bytes, "weights");
+        to = std::make_unique<Memory<char>>(forward_bytes(header.hidden, depth, header.kept), "weights");
         scale.resize(in_bytes(header.kept) ? 4 * header.hidden : 0);
         packed_forward(weight.data(), to->data(), scale.data(), header.hidden, depth, header.kept);
     }
