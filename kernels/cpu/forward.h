@@ -142,9 +142,10 @@ Room vector_room(int64_t batch, int64_t hidden, int64_t features, bool by_rows, 
 template <typename M>
 inline void project(const Forward* a, const M& input, Cursor place, int64_t count, Share own, int64_t start, char* room) {
     const int64_t hidden = a->hidden;
-    const int64_t most = M::PREPARES || M::size(hidden, a->features) <= NEAR ? PANEL : TALL_PANEL;
-    typename M::Row panel[TALL_PANEL];
-    float* to[TALL_PANEL];
+    constexpr int64_t TALLEST = M::PREPARES ? PANEL : TALL_PANEL;
+    const int64_t most = M::size(hidden, a->features) <= NEAR ? PANEL : TALLEST;
+    typename M::Row panel[TALLEST];
+    float* to[TALLEST];
     const Pieces panels(count, most);
     for (int64_t done = 0, which = 0; done < count; done += panels[which], ++which) {
         const int64_t height = panels[which];

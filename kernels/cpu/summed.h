@@ -181,7 +181,9 @@ public:
         for (int r = 0; r < rows; ++r) summed = summed && head(a[r]).summed;
         if (summed) return ahead ? add_sums<true>(rows, sums, a, block, ahead) : add_sums<false>(rows, sums, a, block, ahead);
         Row values[ROWS];
-        vec own[ROWS][4] = {};
+        // Not on a stack, which may be small.
+        alignas(64) static thread_local vec own[ROWS][4];
+        std::memset(own, 0, sizeof own);
         for (int r = 0; r < rows; ++r) values[r] = a[r] + LANES;
         if (ahead) direct.add_asking(rows, own, values, block, ahead); else direct.add(rows, own, values, block);
         for (int r = 0; r < rows; ++r)
