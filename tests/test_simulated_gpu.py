@@ -34,7 +34,7 @@ def refused(call, words):
 
 
 refused(lambda: x + torch.zeros(4), "two devices")
-refused(lambda: torch.empty(9 << 30, dtype=torch.int8, device="cuda"), "out of memory")
+refused(lambda: torch.empty(2 << 30, dtype=torch.int8, device="cuda"), "out of memory")
 kept = torch.zeros(3, 4, device="cuda")
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
@@ -116,25 +116,26 @@ def test_every_kernel_is_right_on_the_path_for_a_gpu():
 
 @pytest.mark.slow
 def test_a_run_measures_the_simulated_gpu(tmp_path: Path):
-    """Inference and training of what needs no compiler for a GPU: each case passes its gate and says what ran."""
-    arguments = ["run", "--workload", "seed@hidden=16", "--device", "cuda", "--budget", "2s", "--no-second-instrument"]
+    """Inference and training of what needs no compiler for a GPU pass their gates; without one, our kernels say so."""
+    arguments = ["run", "--workload", "seed@hidden=16", "--device", "cuda", "--budget", "1s", "--no-second-instrument"]
     arguments += ["--mode", "inference", "--mode", "training", "--out", str(tmp_path / "run")]
-    for variant in ("cudnn", "tf32", "amp-fp16", "triton-cell"):
+    for variant in ("cudnn", "amp-fp16", "triton-cell"):
         arguments += ["--variant", variant]
+    environment = simulated_gpu.environment(triton=False)
     done = subprocess.run(
         [sys.executable, "-m", "bench", *arguments],
-        env=simulated_gpu.environment(), cwd=simulated_gpu.TESTS.parent, capture_output=True, text=True, check=False,
+        env=environment, cwd=simulated_gpu.TESTS.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     with (tmp_path / "run" / "records.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {(row["variant"], row["mode"]): row["status"] for row in rows} == {
-        (variant, mode): "ok"
-        for variant in ("reference", "cudnn", "tf32", "amp-fp16", "triton-cell")
-        for mode in ("inference", "training")
+    measured = [row for row in rows if row["variant"] != "triton-cell"]
+    assert {(row["variant"], row["mode"]): row["status"] for row in measured} == {
+        (variant, mode): "ok" for variant in ("reference", "cudnn", "amp-fp16") for mode in ("inference", "training")
     }
-    assert all(float(row["memory_cuda_allocated_bytes"]) > 0 for row in rows)
-    own = [row["evidence"] for row in rows if row["variant"] == "triton-cell"]
-    assert all("kernels.LSTM: cell" in evidence for evidence in own)
+    assert all(float(row["memory_cuda_allocated_bytes"]) > 0 for row in measured)
+    refused = [row for row in rows if row["variant"] == "triton-cell"]
+    assert [row["status"] for row in refused] == ["unavailable"] * 2
+    assert all("Triton" in row["reason"] for row in refused)
     facts = json.loads((tmp_path / "run" / "environment.json").read_text(encoding="utf-8"))
     assert "simulated" in json.dumps(facts)

@@ -18,13 +18,13 @@ import torch
 
 from . import LIBRARY, TRITON
 
-#: An A100 with 8 GB.
-NAME, CAPABILITY, MEMORY, CUDNN = "NVIDIA A100 (simulated)", (8, 0), 8 << 30, 91000
+#: An A100 with 1 GB, so that what is measured over all of its memory stays short.
+NAME, CAPABILITY, MEMORY, CUDNN = "NVIDIA A100 (simulated)", (8, 0), 1 << 30, 91000
 PROPERTIES = types.SimpleNamespace(
     name=NAME, major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=MEMORY, multi_processor_count=108, warp_size=32,
     max_threads_per_multi_processor=2048, max_threads_per_block=1024, regs_per_multiprocessor=65536,
     shared_memory_per_block=49152, shared_memory_per_block_optin=166912, shared_memory_per_multiprocessor=167936,
-    L2_cache_size=40 << 20, is_integrated=0, is_multi_gpu_board=0, gcnArchName="",
+    L2_cache_size=4 << 20, is_integrated=0, is_multi_gpu_board=0, gcnArchName="",
     uuid="00000000-0000-0000-0000-000000000000",
 )  # fmt: skip
 _NOTE = ctypes.CFUNCTYPE(None, ctypes.c_int64)
@@ -359,6 +359,7 @@ def _interpret_triton() -> None:
     from triton.runtime import interpreter
 
     triton.knobs.runtime.interpret = True
+    triton.runtime.driver.set_active(types.SimpleNamespace(get_current_target=_gives(("cuda", 80, 32))))
     # The project's own code asks the environment, and takes another path in the interpreter.
     del os.environ["TRITON_INTERPRET"]
     type(interpreter.interpreter_builder).create_inline_asm = _assembly
