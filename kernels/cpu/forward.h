@@ -99,8 +99,7 @@ inline void add(const M& matrix, int rows, vec (&sums)[most_rows<M>][4], const t
             return matrix.add_asking(rows, sums, from, block, ahead_of(matrix.groups_of(next), piece, depth));
 #if defined(HAS_SUMS)
     if constexpr (std::is_same_v<M, Summed>)
-        if (next >= 0 && piece < PIECES_AHEAD)
-            return matrix.add(rows, sums, from, block, ahead_of(matrix.groups_of(next), piece, depth));
+        if (next >= 0 && piece < PIECES_AHEAD) return matrix.add(rows, sums, from, block, ahead_of(matrix.groups_of(next), piece, depth));
 #endif
     matrix.add(rows, sums, from, block);
 }

@@ -57,34 +57,31 @@ class Architecture:
     Attributes:
         shared_bytes: shared memory that one block can have; each block takes 1 KB more of its multiprocessor.
         multiprocessors: of the product that it is known by (A100, H200, B200; RTX 3090, 4090, 5090).
-        registers, threads, most_blocks: of a multiprocessor.
+        registers, threads, most: of a multiprocessor; `most` blocks.
     """
 
     shared_bytes: int
     multiprocessors: int
     registers: int = 65536
     threads: int = 2048
-    most_blocks: int = 32
+    most: int = 32
 
     def blocks(self, registers: int, threads: int, shared: int) -> int:
         """Blocks that one multiprocessor runs at the same time; registers are handed out by 256 a warp."""
         warps = threads // 32
         by_registers = self.registers // (max(-(-registers * 32 // 256) * 256, 256) * warps)
-        by_shared = (self.shared_bytes + 1024) // (shared + 1024)
-        return min(by_registers, self.threads // threads, self.most_blocks, by_shared)
+        return min(by_registers, self.threads // threads, self.most, (self.shared_bytes + 1024) // (shared + 1024))
 
 
-#: Registers that a thread can have.
-MOST_REGISTERS = 255
+MOST_REGISTERS = 255  # of a thread
 ARCHITECTURES = {
     80: Architecture(166_912, 108),
-    86: Architecture(101_376, 82, threads=1536, most_blocks=16),
-    89: Architecture(101_376, 128, threads=1536, most_blocks=24),
+    86: Architecture(101_376, 82, threads=1536, most=16),
+    89: Architecture(101_376, 128, threads=1536, most=24),
     90: Architecture(232_448, 132),
     100: Architecture(232_448, 148),
-    120: Architecture(101_376, 170, threads=1536, most_blocks=24),
+    120: Architecture(101_376, 170, threads=1536, most=24),
 }
-#: Those that are compiled for where none is named.
 USUAL = (80, 90, 100)
 
 
