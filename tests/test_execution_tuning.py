@@ -92,7 +92,8 @@ def test_the_record_has_the_variants_own_wait_policy(tmp_path):
     """Whatever the run's is, in the worker that describes the case."""
     cases = [dataclasses.asdict(Case("seed", n, "inference", "cpu", 1)) for n in ("onednn", "passive-onednn")]
     with Worker(Settings(1, "active"), tmp_path / "log", tmp_path) as worker:
-        found = list(worker.ask("describe", 240, cases=cases, build=False))
+        events = worker.ask("describe", 240, cases=cases, build=False)
+        found = [event for event in events if event["event"] == "described"]
     assert [event["facts"]["omp_wait"] for event in found] == ["active", "passive"]
     assert found[1]["environment"] == {"OMP_WAIT_POLICY": "PASSIVE"}
 

@@ -558,7 +558,8 @@ def test_variants_run_in_a_forked_worker(real, log, tmp_path, mode):
     names = ["reference", "onednn", *(["onnxruntime"] if mode == "inference" else [])]
     cases = [vars(Case("seed@batch=4,length=5", name, mode, "cpu", 1)) for name in names]
     with Worker(Settings(1), log, tmp_path, real) as worker:
-        described = list(worker.ask("describe", 120.0, cases=cases, build=False))
+        events = worker.ask("describe", 120.0, cases=cases, build=False)
+        described = [event for event in events if event["event"] == "described"]
         here = [case for case, event in zip(cases, described, strict=True) if not event["reason"]]
         assert {case["variant"] for case in here} >= {"reference"}
         gates = [e for e in worker.ask("sit", 120.0, cases=here, seed=1, audit=True) if e["event"] == "gate"]

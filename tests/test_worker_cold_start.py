@@ -38,7 +38,7 @@ def reasons(folder: Path, compile_it: Sequence[bool]) -> list[str | None]:
     found = []
     with Worker(Settings(1), folder / "log", folder / "cache") as worker:
         for build_it in compile_it:
-            (event,) = worker.ask("describe", 120.0, cases=[dataclasses.asdict(CASE)], build=build_it)
+            *_, event = worker.ask("describe", 120.0, cases=[dataclasses.asdict(CASE)], build=build_it)
             assert event["builds"]
             found.append(event["reason"])
     return found
