@@ -116,12 +116,12 @@ def test_every_kernel_is_right_on_the_path_for_a_gpu():
 
 @pytest.mark.slow
 def test_a_run_measures_the_simulated_gpu(tmp_path: Path):
-    """Training with mixed precision passes its gate; without a compiler for a GPU, our kernels say why they do not run."""
+    """Training in mixed precision passes its gate; our kernels say that Triton cannot launch there."""
     done = subprocess.run(
         [
-            sys.executable, "-m", "bench", "run", "--workload", "seed@hidden=16", "--mode", "training", "--device", "cuda",
-            "--variant", "amp-fp16", "--variant", "triton-cell", "--budget", "1s", "--no-second-instrument",
-            "--out", str(tmp_path / "run"),
+            sys.executable, "-m", "bench", "run", "--workload", "seed@hidden=16", "--mode", "training",
+            "--device", "cuda", "--variant", "amp-fp16", "--variant", "triton-cell", "--budget", "1s",
+            "--no-second-instrument", "--out", str(tmp_path / "run"),
         ],
         env=simulated_gpu.environment(triton=False), cwd=simulated_gpu.TESTS.parent, capture_output=True, text=True,
         check=False,
