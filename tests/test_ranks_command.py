@@ -132,7 +132,7 @@ def test_without_torchrun_one_line_says_how(monkeypatch, capsys):
     ],
 )
 def test_wrong_usage_is_one_line(launched, tmp_path, capsys, words, told):
-    """What was wrong and what was expected; exit code 2, and nothing is written."""
+    """A line says what was wrong and what was expected; exit code 2, and nothing is written."""
     assert launched is None
     assert main(["ranks", *words]) == 2
     assert not list(tmp_path.iterdir())

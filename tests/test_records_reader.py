@@ -109,7 +109,7 @@ def test_a_folder_of_ranks_says_what_it_holds(tmp_path, capsys):
     [{"threads": 3}, {"threads": {"workers": []}}, {"run": {"arguments": {"plugin": True}}}, {"run": {"arguments": 1}}],
 )
 def test_an_environment_that_was_edited_is_no_traceback(tmp_path, capsys, section):
-    """What a case is measured again with is left out where the file does not say it as a run does."""
+    """Settings of a case are left out of its command where the file does not say them as a run does."""
     folder = make_run(tmp_path / "run", {**ENVIRONMENT, **section})
     assert command_line.main(["show", str(folder), "seed/inference/onednn"]) == 0
     assert "measure it again: " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Whether Triton can launch anything on the GPU that torch uses: it builds what launches with a C compiler."""
+"""Tell whether Triton can launch anything on the GPU that torch uses: it builds what launches with a C compiler."""
 
 from __future__ import annotations
 

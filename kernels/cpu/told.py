@@ -13,7 +13,7 @@ MANY = 1 << 40
 
 
 class Told(NamedTuple):
-    """What a module's layers run, by the rows of a call.
+    """Choices of a module's layers, by the rows of a call.
 
     Attributes:
         sums_from: rows from which on additions take the place of multiplications.

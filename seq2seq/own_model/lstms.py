@@ -219,7 +219,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _results(call: Callable[[], object], uses: list[Use]) -> list[list[Any]]:
-    """What each LSTM returns in one call of the model, in order, copied: the model may change it in place."""
+    """Results of each LSTM in one call of the model, in order, copied: the model may change them in place."""
     results: list[list[Any]] = [[] for _ in uses]
 
     def kept(forward: Callable[..., Any], found: list[Any]) -> Callable[..., Any]:

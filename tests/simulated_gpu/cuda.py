@@ -90,7 +90,7 @@ def _asks(name: str) -> Callable[..., Any]:
 
 
 def _replacements() -> dict[Any, dict[str, Any]]:
-    """What stands in for what, by module or class."""
+    """Replacements by module or class, each by its name there."""
     cuda = torch.cuda
     memory = {
         "max_memory_allocated": _asks("peak"), "memory_allocated": _asks("live"),
