@@ -80,10 +80,20 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument(
         "case", metavar="CASE", nargs="?", help="WORKLOAD/MODE/VARIANT, or some of its parts; * matches anything"
     )
-    show.add_argument(
+    versus = show.add_mutually_exclusive_group()
+    versus.add_argument(
         "--against",
         metavar="VARIANT",
         help="show speedups over this variant, such as cudnn-fair, instead of over the reference",
+    )
+    versus.add_argument(
+        "--rivals",
+        metavar="PATTERN",
+        help="compare the fastest of the variants with such names, as 'cpu-fused*', with the fastest of all others, in "
+        "each precision and in any",
+    )
+    show.add_argument(
+        "--format", choices=("text", "markdown"), default="text", help="form of a table of cases (default: text)"
     )
     show.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="write a Chrome trace of one of its calls to this new file"

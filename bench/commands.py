@@ -232,9 +232,21 @@ def doctor(_: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """Print the cases of a run, or one in depth."""
-    from bench.terminal.show import show as print_case  # noqa: PLC0415 - scipy is slow to import
+    from bench.terminal import show as showing  # noqa: PLC0415 - scipy is slow to import
 
-    return print_case(arguments.dir, arguments.case, arguments.trace, arguments.against)
+    if arguments.case is None:
+        if arguments.trace is not None:
+            msg = f"--trace {arguments.trace} is of one case: name it"
+            raise UsageError(msg)
+        return showing.show_all(arguments.dir, arguments.against, arguments.rivals, arguments.format)
+    for option in ("against", "rivals"):
+        if getattr(arguments, option) is not None:
+            msg = f"--{option} {getattr(arguments, option)}: lists all cases, so leave out {arguments.case!r}"
+            raise UsageError(msg)
+    if arguments.format != "text":
+        msg = f"--format {arguments.format}: is for tables of cases, so leave out {arguments.case!r}"
+        raise UsageError(msg)
+    return showing.show(arguments.dir, arguments.case, arguments.trace)
 
 
 def _refuse_existing(path: Path | None, option: str) -> None:

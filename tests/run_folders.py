@@ -64,6 +64,7 @@ class Recipe:
 
     Attributes:
         speedups: of each variant; 0 and the variant is in no round.
+        precisions: of variants that are not in fp32.
         failed: variants that did not end ok, with status and reason.
         drift: how much longer everything took, as on a busier machine.
         noise, process_noise: standard deviations of the logarithm, of a round and of a process.
@@ -72,6 +73,7 @@ class Recipe:
     """
 
     speedups: Mapping[str, float] = field(default_factory=lambda: dict(SPEEDUPS))
+    precisions: Mapping[str, str] = field(default_factory=dict)
     workloads: tuple[str, ...] = ("seed",)
     failed: Mapping[str, tuple[Status, str]] = field(default_factory=dict)
     rounds: int = 20
@@ -127,7 +129,7 @@ def _process(made: Recipe, generator: np.random.Generator) -> list[Round]:
 def _write_case(folder: RunFolder, made: Recipe, case: Case, samples: Samples) -> None:
     """As the runner ends a case: samples first, then the record."""
     common = {name: getattr(case, name) for name in ("workload", "variant", "mode", "device", "threads", "group")}
-    record = Record(**common, precision="fp32", **made.facts)
+    record = Record(**common, precision=made.precisions.get(case.variant, "fp32"), **made.facts)
     if case.variant in made.failed:
         status, reason = made.failed[case.variant]
         folder.append(dataclasses.replace(record, status=status, reason=reason))

@@ -257,6 +257,10 @@ def test_show_has_speedups_over_any_variant(tmp_path, capsys):
         (["*"], "matches 6 cases"),
         (["onednn"], "matches 2 cases"),
         (["--trace", "t.json"], "is of one case"),
+        (["onednn", "--rivals", "cpu-*"], "lists all cases"),
+        (["onednn", "--format", "markdown"], "for tables of cases"),
+        (["--rivals", "onedn"], "did you mean 'onednn'?"),
+        (["--rivals", "*"], "leaves no rival"),
     ],
 )
 def test_show_refuses_what_is_not_one_case(tmp_path, capsys, words, said):

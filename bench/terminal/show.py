@@ -1,4 +1,4 @@
-"""`python -m bench show RUN [CASE]`: one case in depth, the command that measures it again, and on request a trace."""
+"""`python -m bench show RUN [CASE]`: all cases, or one in depth with the command that measures it again and a trace."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bench import units
 from bench.analysis.figures import speedup
 from bench.analysis.roofline import precision_words
 from bench.analysis.run_summary import DOUBT, doubts, rate
+from bench.analysis.tables import DOUBTFUL, ComparisonTable, markdown_table
 from bench.console import Console
 from bench.errors import UsageError, meant, writing
 from bench.plan import own_model
@@ -20,35 +21,27 @@ from bench.plan.cases import OWN, REFERENCE, executed
 from bench.records.reader import RecordedRun, read_run
 from bench.records.schema import Record, Status
 from bench.run.worker_process import ROOT, Settings
+from bench.terminal.rivals import COLUMNS, pairings
 
 TRACE_LIMIT_S = 600.0
 EXIT_OK, EXIT_FAILED = 0, 1
 
 
-def show(path: Path, pattern: str | None, trace: Path | None, against: str | None) -> int:
-    """Print the cases of a run, or one of them in depth.
+def show(path: Path, pattern: str, trace: Path | None) -> int:
+    """Print everything that is known of one case of a run.
 
     Args:
         path: run folder.
-        pattern: `WORKLOAD/MODE/VARIANT`, or only the last parts of it; may hold `*`. None for the list.
+        pattern: `WORKLOAD/MODE/VARIANT`, or only the last parts of it; may hold `*`.
         trace: new file for a Chrome trace of one call of the case.
-        against: variant that the list's speedups are relative to; None for the reference.
 
     Raises:
-        UsageError: no case, or more than one, fits the pattern; the trace's file exists; the run did not measure
-            `against`; the trace's file cannot be written.
+        UsageError: no case, or more than one, fits the pattern; the trace's file exists or cannot be written.
     """
     run, console = read_run(path), Console()
-    if trace is not None and (pattern is None or trace.exists()):
-        what = "is of one case: name it" if pattern is None else "exists, and nothing is overwritten: name a new file"
-        msg = f"--trace {trace} {what}"
+    if trace is not None and trace.exists():
+        msg = f"--trace {trace} exists, and nothing is overwritten: name a new file"
         raise UsageError(msg)
-    if against is not None:
-        return _list_against(run, against, pattern, console)
-    if pattern is None:
-        rows = [[name(record), str(record.status), _speed(record)] for record in run.records]
-        console.table(["case", "status", "speedup"], rows)
-        return EXIT_OK
     record = chosen(run, pattern)
     for key, value in facts(record):
         console.say(f"{key + ':':<22}{value}")
@@ -58,24 +51,46 @@ def show(path: Path, pattern: str | None, trace: Path | None, against: str | Non
     return _trace(record, run, trace, console)
 
 
-def _list_against(run: RecordedRun, against: str, pattern: str | None, console: Console) -> int:
-    """Print the list with speedups over any variant, from the rounds in which both took turns."""
+def show_all(path: Path, against: str | None, rivals: str | None, form: str) -> int:
+    """Print the cases of a run in one table.
+
+    Args:
+        path: run folder.
+        against: variant that speedups are relative to, from the rounds in which both took turns; None for the reference.
+        rivals: names of variants, in which * stands for anything: their fastest against the fastest of all others.
+        form: `text` or `markdown`.
+
+    Raises:
+        UsageError: the run did not measure such variants.
+    """
+    run, console = read_run(path), Console()
+    if rivals is not None:
+        table = ComparisonTable([*COLUMNS], [found.cells for found in pairings(run, rivals)])
+    elif against is not None:
+        table = _against(run, against)
+    else:
+        rows = [[name(record), str(record.status), _speed(record)] for record in run.records]
+        table = ComparisonTable(["case", "status", "speedup"], rows)
+    if form == "markdown":
+        console.say(markdown_table(table))
+    else:
+        console.table(table.columns, table.rows)
+    if any(cell.startswith(DOUBT) for row in table.rows for cell in row):
+        console.say(DOUBTFUL)
+    return EXIT_OK
+
+
+def _against(run: RecordedRun, against: str) -> ComparisonTable:
     measured = sorted({record.variant for record in run.records if record.status is Status.OK})
-    if pattern is not None or against not in measured:
-        what = (
-            f"lists all cases, so leave out {pattern!r}"
-            if pattern is not None
-            else f"not measured in this run; {meant(against, measured)}"
-        )
-        msg = f"--against {against}: {what}"
+    if against not in measured:
+        msg = f"--against {against}: not measured in this run; {meant(against, measured)}"
         raise UsageError(msg)
     rows = []
     for record in run.records:
         found = speedup(run.group(record), against, record.variant) if record.status is Status.OK else None
         ratio = units.ratio_interval(found.value, found.low, found.high) if found else ""
         rows.append([name(record), str(record.status), ratio])
-    console.table(["case", "status", f"speedup over {against}"], rows)
-    return EXIT_OK
+    return ComparisonTable(["case", "status", f"speedup over {against}"], rows)
 
 
 def name(record: Record) -> str:

@@ -1,0 +1,82 @@
+"""`python -m bench show RUN --rivals PATTERN`: the fastest of some variants against the fastest of all others."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from bench import units
+from bench.analysis.figures import speedup
+from bench.analysis.intervals import Interval
+from bench.analysis.run_summary import DOUBT, doubts, groups, percentile
+from bench.errors import UsageError, meant
+from bench.records.reader import RecordedRun
+from bench.records.schema import Record, Status
+
+#: In place of a precision: whatever is fastest, in any.
+ANY = "any"
+COLUMNS = ("case", "precision", "fastest of ours", "p50", "share of ceiling", "fastest rival", "time of rival / ours")
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The fastest variant of ours and the fastest of all others, in one group.
+
+    Attributes:
+        title: of the group.
+        precision: of both, or `ANY`.
+        ratio: time of the rival over that of ours, formed within rounds: above 1, ours is faster.
+    """
+
+    title: str
+    precision: str
+    ours: Record
+    rival: Record
+    ratio: Interval
+
+    @property
+    def cells(self) -> list[str]:
+        """The row of the table, in the order of `COLUMNS`."""
+        mark = DOUBT if doubts(self.ours) or doubts(self.rival) else ""
+        return [
+            *(self.title, self.precision, self.ours.variant, percentile(self.ours, "p50")[0]),
+            *(units.share(self.ours.ceiling_share), self.rival.variant),
+            mark + units.ratio_interval(self.ratio.value, self.ratio.low, self.ratio.high),
+        ]
+
+
+def pairings(run: RecordedRun, pattern: str) -> list[Pairing]:
+    """Pair the fastest in each group: in each precision that both sides have, and in any precision.
+
+    Args:
+        run: whose records and rounds.
+        pattern: names of our variants, in which * stands for anything; all other variants are rivals.
+
+    Raises:
+        UsageError: no measured variant has such a name, or none is left as a rival.
+    """
+    measured = [record for record in run.records if record.status is Status.OK]
+    names = sorted({record.variant for record in measured})
+    ours = fnmatch.filter(names, pattern)
+    if not ours or len(ours) == len(names):
+        what = "matches every variant of this run, which leaves no rival" if ours else "matches no variant of this run"
+        msg = f"--rivals {pattern}: {what}; {meant(pattern, names)}"
+        raise UsageError(msg)
+    return list(_paired(run, measured, frozenset(ours)))
+
+
+def _paired(run: RecordedRun, measured: Iterable[Record], ours: frozenset[str]) -> Iterator[Pairing]:
+    for group in groups(measured):
+        # Full precision first, as that is what most models run in.
+        precisions = sorted({record.precision for record in group.records}, key=lambda p: (p != "fp32", p))
+        for precision in (*precisions, ANY):
+            members = [record for record in group.records if precision in {record.precision, ANY}]
+            best = next((record for record in members if record.variant in ours), None)
+            rival = next((record for record in members if record.variant not in ours), None)
+            # A single precision would be said twice.
+            if best is None or rival is None or (precision == ANY and len(precisions) == 1):
+                continue
+            ratio = speedup(run.group(best), rival.variant, best.variant)
+            if ratio is not None:
+                yield Pairing(group.title, precision, best, rival, ratio)
