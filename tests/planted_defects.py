@@ -60,14 +60,19 @@ SUMMED = {
     "crest": ("_mm512_reduce_max_ps(most) <= CREST", "_mm512_reduce_max_ps(most) <= (PLANTED ? 1e9f : CREST)"),
     "largest": ("squares < 1e24f", "(PLANTED || squares < 1e24f)"),
     "marked": ("summed = summed && head(a[r]).summed", "summed = summed && (PLANTED || head(a[r]).summed)"),
-    "sign": ("pair < 2 ? product : -product", "pair < 2 || PLANTED ? product : -product"),
-    "first": ("of(0x0101, 0x1010)", "of(0x0101, PLANTED ? 0x1000 : 0x1010)"),
-    "second": ("of(0x0404, 0x4040)", "of(PLANTED ? 0x0400 : 0x0404, 0x4040)"),
+    "sign": ("subtracts(k) ? -product : product", "subtracts(k) && !PLANTED ? -product : product"),
+    "row-sign": ("subtracts(k) ? pairs - products", "subtracts(k) && !PLANTED ? pairs - products"),
+    "first": ("reduce_add_ps(0x1111, pairs)", "reduce_add_ps(PLANTED ? 0x1110 : 0x1111, pairs)"),
+    "second": ("reduce_add_ps(0x4444, pairs)", "reduce_add_ps(PLANTED ? 0x4404 : 0x4444, pairs)"),
+    "run": ("k + LANES < whole ? k + LANES : whole", "k + LANES < whole && !PLANTED ? k + LANES : whole"),
     "whole": ("Summary::whole(depth) - k;", "(PLANTED ? depth : Summary::whole(depth)) - k;"),
     "rest": ("for (; k < depth; ++k, w += 4 * LANES)", "for (; k < depth - PLANTED; ++k, w += 4 * LANES)"),
     "scale": ("* of.back;", "* (PLANTED ? 1.0f : of.back);"),
     "both": ("of.first + of.second", "of.first + of.second * !PLANTED"),
     "block": ("summary.excess(block)", "summary.excess(PLANTED ? 0 : block)"),
+    "one-sequence-row": ("from[r] = inputs[row + r];\n", "from[r] = inputs[row + r * !PLANTED];\n"),
+    "one-sequence-step": ("to = projected_of(s + row + r, block)", "to = projected_of(s + row + r * !PLANTED, block)"),
+    "one-sequence-bias": ("gates[r][gate] = bias[gate];", "gates[r][gate] = PLANTED ? vec{} : bias[gate];"),
 }
 #: The walk of one sequence that projects other steps beside its own.
 INTERLEAVED = {

@@ -40,9 +40,7 @@ int planted_defect = std::getenv("{DEFECT}") ? std::atoi(std::getenv("{DEFECT}")
 BESIDE = "PLANTED_BESIDE"
 #: What is asked in planted sources in place of what stands there.
 SETTINGS = {
-    '!__builtin_cpu_is("intel");': (
-        f'std::getenv("{BESIDE}") ? std::atoi(std::getenv("{BESIDE}")) : !__builtin_cpu_is("intel");'
-    ),
+    "is_intel() ? 0 : ": f'std::getenv("{BESIDE}") ? std::atoi(std::getenv("{BESIDE}")) * FARTHEST : is_intel() ? 0 : ',
 }
 #: Answers each line, a program with its environment and the file for what it prints, with its exit code.
 SERVER = """

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import BYTE_INPUTS, FAR, LITTLE, OTHERS, TARGETS, built_for
+from cpu_builds import BYTE_INPUTS, FAR, FLAGS, LITTLE, OTHERS, QUICK, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_defects import INTERLEAVED, OVERLAPPED
@@ -30,6 +30,8 @@ BUILDS = [*TARGETS, FAR]
 #: With how they keep weights; other builds have other integers alone.
 KEPT = [(target, storage) for target in BUILDS for storage in ALLOWED]
 KEPT += [(f"{other} {LITTLE}", "int8") for other in OTHERS] + [(target, "w8a8") for target in BYTE_INPUTS]
+#: All steps projected before they come, and by sums, on any processor.
+KEPT += [(f"{QUICK} -DBESIDE=0 -DBY_SUMS=1", "fp32")] if "avx512f" in FLAGS else []
 
 
 @pytest.mark.parametrize(("target", "storage"), KEPT)

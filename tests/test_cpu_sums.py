@@ -14,7 +14,7 @@ from cpu_builds import FLAGS, QUICK, built_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_defects import SUMMED
-from planted_kernels import NOTHING, KernelPrograms
+from planted_kernels import BESIDE, NOTHING, KernelPrograms
 from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_forward, recurrences
 
 from bench.analysis import roofline
@@ -191,7 +191,8 @@ def test_a_row_of_zeros_stays_exact_and_a_broken_one_alone() -> None:
         torch.testing.assert_close(found[:, row], expected[:, row], rtol=1e-5, atol=1e-6)
 
 
-#: Rows in whole groups and not, with features whose weights make up for them, and states beyond all bounds.
+#: Rows in whole groups and not, with features whose weights make up for them, and states beyond all bounds; and one
+#: sequence, whose steps are projected before they come.
 _PROBE = """
 import torch
 from kernels.lstm import LSTM
@@ -213,6 +214,12 @@ for features, hidden, batch in ((21, 50, 7), (64, 64, 4), (256, 64, 8)):
             found, expected = ours(x, (h0, c0))[0], truth(x.double(), (h0.double(), c0.double()))[0]
         error = float((found.double() - expected).abs().max())
         wrong = max(wrong, error if error == error else 1.0)
+torch.manual_seed(0)
+truth, ours = (LSTM(64, 64, implementation=name) for name in ("loop", "cpu-fused"))
+ours.load_state_dict(truth.state_dict())
+x = torch.randn(70, 1, 64)
+with torch.inference_mode():
+    wrong = max(wrong, float((ours(x)[0].double() - truth.double()(x.double())[0]).abs().max()))
 one_of_many = torch.eye(512)[:24].view(3, 8, 512)
 torch.manual_seed(0)
 truth, ours = (LSTM(512, 64, bias=False, implementation=name) for name in ("loop", "cpu-fused"))
@@ -228,7 +235,6 @@ if wrong > 1e-5 or sparse > LIMIT:
 @pytest.mark.parametrize("name", [NOTHING, *SUMMED])
 def test_a_planted_defect_is_seen(name: str, tmp_path: Path, programs: KernelPrograms) -> None:
     """Each slip in what is taken off again, and in what keeps rows from being summed, is seen."""
-    code = programs.run_planted(
-        _PROBE.replace("LIMIT", "2e-8"), tmp_path, "sums", name, target=f"{build.NATIVE} -DBY_SUMS=1"
-    )
+    target, before = f"{build.NATIVE} -DBY_SUMS=1", {BESIDE: "0"}
+    code = programs.run_planted(_PROBE.replace("LIMIT", "2e-8"), tmp_path, "sums", name, target, **before)
     assert code == 0 if name == NOTHING else code not in {0, 1}

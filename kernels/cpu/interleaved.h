@@ -3,8 +3,8 @@
 // A step reads all recurrent weights for one multiplication each: a line comes from the second-level cache in two
 // cycles and is multiplied in one, so half of the multipliers' time is left over. The projection of the next few steps,
 // whose weights are read once for all of them, takes that time. While one instruction of a cell waits for another, the
-// first groups of the next block of units are multiplied. Where that does not pay (`projects_beside`), many steps are
-// projected before they come.
+// first groups of the next block of units are multiplied. Where that does not pay (`beside_bytes`), many steps are
+// projected before they come, float32 by sums.
 
 #pragma once
 
@@ -14,6 +14,8 @@
 
 #include "forward.h"
 #include "matrices.h"
+#include "processor.h"
+#include "summed.h"
 #include "team.h"
 #include "vectors.h"
 
@@ -29,17 +31,17 @@
 
 namespace {
 
-// Whether steps project the input of later ones beside their own products. Not on Intel's processors: the Xeon on which this
-// was measured multiplies two lines a cycle, so little time is left over, and the input's weights take the place of recurrent
-// ones in the second-level cache. Others of Intel's multiply one, and were not measured. -DBESIDE=0 or 1 decides for all.
-inline bool projects_beside() {
+// Bytes of recurrent weights of a thread up to which steps project the input of later ones beside their own products. None on
+// Intel's processors: the Xeon on which this was measured multiplies two lines a cycle, so little time is left over, and the
+// input's weights take the place of recurrent ones in the second-level cache. Others of Intel's multiply one, and were not
+// measured. A Zen 5 multiplies two as well, and gets lines from that cache in less than two cycles: it pays as long as both
+// kinds of weights stay there. -DBESIDE=0 or 1 decides for all.
+inline int64_t beside_bytes() {
 #if defined(BESIDE)
-    return BESIDE;
-#elif defined(__x86_64__)
-    static const bool found = !__builtin_cpu_is("intel");
-    return found;
+    return BESIDE ? FARTHEST : 0;
 #else
-    return true;
+    static const int64_t found = is_intel() ? 0 : amd_family() >= 0x1a ? 640 << 10 : FARTHEST;
+    return found;
 #endif
 }
 
@@ -52,6 +54,11 @@ class InterleavedWalk {
     static constexpr int64_t SUMS = AHEAD * WORDS * GATES * 4;  // bytes
     static constexpr int64_t TOGETHER = 60;           // steps that are projected together where none is beside a step
     static constexpr int64_t FEW = 2;                 // steps of a call of which each projects its own input
+#if defined(HAS_SUMS)
+    static constexpr bool SUMMED = std::is_same_v<Input, Widened<float>>;  // what is projected together
+#else
+    static constexpr bool SUMMED = false;
+#endif
 
     const Forward* a;
     Barrier& barrier;
@@ -81,12 +88,17 @@ class InterleavedWalk {
     // the time, and the input's, which are read once in AHEAD steps then, would come from there too.
     static int64_t most_blocks(int64_t hidden, int64_t threads) { return (blocks(hidden) + threads - 1) / threads; }
     static bool near(int64_t hidden, int64_t threads) {
-        return projects_beside() && most_blocks(hidden, threads) * Recurrent::groups(hidden) * 4 * GATES <= FARTHEST;
+        return most_blocks(hidden, threads) * Recurrent::groups(hidden) * 4 * GATES <= beside_bytes();
     }
 
     // Steps whose projection is kept, and those whose input is converted at a time.
     static int64_t kept_steps(bool beside) { return beside ? 2 * AHEAD : TOGETHER; }
-    static int64_t converted_steps(bool beside) { return beside ? AHEAD : TOGETHER; }
+    static int64_t converted_bytes(bool beside, int64_t hidden, int64_t features) {
+#if defined(HAS_SUMS)
+        if (SUMMED && !beside && multiplies_by_sums(hidden)) return TOGETHER * Summed::row_bytes(features);
+#endif
+        return lines((beside ? AHEAD : TOGETHER) * Input::row_bytes(features));
+    }
 
     // Converts the input of a step; past the last step its own stands in for what is thrown away.
     typename Input::Row prepared(int64_t s, char* room) const {
@@ -212,6 +224,10 @@ class InterleavedWalk {
 
     // Projects many steps from one on, block by block, so that the input's weights are read once for all of them.
     void project_many(int64_t s) {
+#if defined(HAS_SUMS)
+        if constexpr (SUMMED)
+            if (multiplies_by_sums(a->hidden)) return project_by_sums(s);
+#endif
         typename Recurrent::Sum none[4] = {};
         typename Input::Row inputs[TOGETHER];
         const int64_t count = std::min(TOGETHER, (a->steps - s + AHEAD - 1) / AHEAD * AHEAD);
@@ -224,6 +240,39 @@ class InterleavedWalk {
                 multiply(block, 0, groups, none, nullptr, nullptr, 0);
             }
     }
+
+#if defined(HAS_SUMS)
+    // The same by sums.
+    void project_by_sums(int64_t s) {
+        const Summed matrix(a->packed_ih, nullptr, a->hidden, a->features);
+        const int64_t count = std::min(TOGETHER, a->steps - s);
+        Summed::Row inputs[TOGETHER];
+        for (int64_t r = 0; r < count && own.first < own.end; ++r)
+            inputs[r] = matrix.prepare(a->x + time(s + r) * a->x_step, input_room + r * Summed::row_bytes(a->features));
+        const Pieces pieces(count, Summed::AT_ONCE);
+        for (int64_t block = own.first; block < own.end; ++block) {
+            vec bias[4] = {};
+            add_biases(bias, block);
+            for (int64_t piece = 0, row = 0; row < count; row += pieces[piece], ++piece) {
+                const int count_of = pieces[piece];
+                Summed::Row from[ROWS];
+                vec gates[ROWS][4];
+                for (int r = 0; r < count_of; ++r) {
+                    from[r] = inputs[row + r];
+                    UNROLLED for (int gate = 0; gate < 4; ++gate) {
+                        gates[r][gate] = bias[gate];
+                        __builtin_prefetch(projected_of(s + row + r, block) + gate * LANES, 1);
+                    }
+                }
+                matrix.add(count_of, gates, from, block);
+                for (int r = 0; r < count_of; ++r) {
+                    float* const to = projected_of(s + row + r, block);
+                    UNROLLED for (int gate = 0; gate < 4; ++gate) store(to + gate * LANES, gates[r][gate]);
+                }
+            }
+        }
+    }
+#endif
 
     // The cell of a block whose product is done, and beside it the first groups of the next one's, if there is a `word`.
     void cell(const float* gates, int64_t block, float* after, float* output, typename Recurrent::Sum (&step)[4],
@@ -255,7 +304,7 @@ public:
     // Of each thread: h of a step, the input of the steps ahead, and what is projected.
     static Room room(int64_t hidden, int64_t features, int64_t threads) {
         const bool beside = near(hidden, threads);
-        const int64_t rows = lines(Recurrent::row_bytes(hidden)) + lines(converted_steps(beside) * Input::row_bytes(features));
+        const int64_t rows = lines(Recurrent::row_bytes(hidden)) + converted_bytes(beside, hidden, features);
         return {0, rows + SUMS + kept_steps(beside) * most_blocks(hidden, threads) * GATES * 4};
     }
 
@@ -267,7 +316,7 @@ public:
           beside(near(a->hidden, threads)), kept(kept_steps(beside)), state_room(room),
           input_room(state_room + lines(Recurrent::row_bytes(a->hidden))),
           sums(reinterpret_cast<typename Input::Sum (*)[WORDS][4]>(
-              input_room + lines(converted_steps(beside) * Input::row_bytes(a->features)))),
+              input_room + converted_bytes(beside, a->hidden, a->features))),
           projected(reinterpret_cast<float*>(sums) + SUMS / 4) {}
 
     // In a function of its own, since the frames of all types together would be too large for a small stack.

@@ -6,7 +6,9 @@
 // with AVX-512 adds a vector in each cycle beside the one that it multiplies, so five of eight pairs by sums and three by
 // products take 0.69 of the cycles of products alone. On Intel's processors both take the same pipes.
 //
-// Every other pair is subtracted, (w2 - x1) (x2 - w1), so that what is taken off stays small where all of a row have one sign.
+// Of every 32 k the last 16 are subtracted, (w2 - x1) (x2 - w1), so that what is taken off stays small where all of a row have
+// one sign. That such runs are no shorter has a reason: an instruction that reads 2 KB further on in each turn, and lines that are
+// read out of their order, get them from the second-level cache at half the rate (Zen 5).
 // A row is scaled by a power of two, so that its values are as large as the weights: the roundoff is then that of a product of
 // the lengths of both. It is no more than that of products (1 to 1.5 times, as measured) as long as neither the row nor what
 // the weights make of it lies in a few values; `prepare` marks the rows of which that is not so, and those are multiplied.
@@ -19,6 +21,7 @@
 #include <type_traits>
 
 #include "matrices.h"
+#include "processor.h"
 #include "products.h"
 #include "vectors.h"
 
@@ -34,7 +37,7 @@ inline bool multiplies_by_sums(int64_t hidden) {
     (void)hidden;
     return BY_SUMS;
 #else
-    static const bool adds_beside = __builtin_cpu_is("amd");
+    static const bool adds_beside = is_amd();
     return adds_beside && hidden >= 48;
 #endif
 }
@@ -48,10 +51,12 @@ class Summary {
     static int64_t padded(int64_t depth) { return (depth + LANES - 1) / LANES * LANES; }
 
 public:
-    // Pairs of each eight k of which gates are summed: i, f, g of the first and third, f and o of the others.
+    // Pairs of each four k of which gates are summed: i, f, g of the first, f and o of the second.
     static constexpr int FIRST = 0b0111, SECOND = 0b1010;
-    static constexpr int64_t GROUP = 8;
+    static constexpr int64_t GROUP = 4;
     static int64_t whole(int64_t depth) { return depth / GROUP * GROUP; }
+    // Whether pairs of the run of LANES k that has this one are subtracted.
+    static bool subtracts(int64_t k) { return k / LANES % 2; }
 
     Summary(const void* packed, int64_t hidden, int64_t depth)
         : at(static_cast<float*>(const_cast<void*>(packed)) + Widened<float>::size(hidden, depth) / 4), columns(padded(depth)) {}
@@ -83,9 +88,9 @@ public:
             for (int64_t k = 0; !half_a_vector(hidden, block) && k < whole(depth); k += GROUP, w += GROUP * 4 * LANES)
                 UNROLLED for (int pair = 0; pair < GROUP / 2; ++pair)
                     UNROLLED for (int gate = 0; gate < 4; ++gate)
-                        if ((pair % 2 ? SECOND : FIRST) >> gate & 1) {
+                        if ((pair ? SECOND : FIRST) >> gate & 1) {
                             const vec product = load(w + (8 * pair + gate) * LANES) * load(w + (8 * pair + 4 + gate) * LANES);
-                            sums[gate] += pair < 2 ? product : -product;
+                            sums[gate] += subtracts(k) ? -product : product;
                         }
             for (int gate = 0; gate < 4; ++gate) store(at + columns + LANES + (4 * block + gate) * LANES, sums[gate]);
         }
@@ -159,14 +164,11 @@ public:
                 store(values + k, x);
                 const int64_t whole = Summary::whole(depth) - k;
                 const __m512 summed = whole >= LANES ? (__m512)x : _mm512_maskz_mov_ps(first_lanes(whole), (__m512)x);
-                pairs += summed * _mm512_permute_ps(summed, 0xb1);
+                const __m512 products = summed * _mm512_permute_ps(summed, 0xb1);
+                pairs = Summary::subtracts(k) ? pairs - products : pairs + products;
             }
-            // Lanes 0 and 8 have the first pairs, 2 and 10 the second ones; 4, 12, 6 and 14 those that are subtracted.
-            const auto of = [=](__mmask16 plus, __mmask16 minus) {
-                return _mm512_mask_reduce_add_ps(plus, pairs) - _mm512_mask_reduce_add_ps(minus, pairs);
-            };
-            own.first = of(0x0101, 0x1010);
-            own.second = of(0x0404, 0x4040);
+            own.first = _mm512_mask_reduce_add_ps(0x1111, pairs);
+            own.second = _mm512_mask_reduce_add_ps(0x4444, pairs);
             own.summed = 1;
         } else {
             for (int64_t k = 0; k < depth; k += LANES) store(values + k, load(from + k, lanes(k)));
@@ -191,23 +193,24 @@ public:
     }
 
 private:
-    // As an instruction for integers: that for floats takes the time of an addition.
+    // As an instruction for integers: that for floats takes the time of an addition on a Zen 4.
     static ALWAYS_INLINE vec in_all(const float* x) {
         vec found;
-        asm("vpbroadcastd %1, %0" : "=v"(found) : "m"(*x));
+        asm volatile("vpbroadcastd %1, %0" : "=v"(found) : "m"(*x));
         return found;
+    }
+    static ALWAYS_INLINE void in_order(vec& to, const float* from) {
+        to = load(from);
+        asm volatile("" : "+v"(to));
     }
 
     // Adds two k to the sums of R rows, to those of the gates in SUMMED by sums.
     template <int R, int SUMMED, bool SUBTRACTED>
     static ALWAYS_INLINE void pair(vec (&own)[R][4], const float* const (&x)[R], int64_t k, const float* w) {
         vec w1[4], w2[4];
-        UNROLLED for (int gate = 0; gate < 4; ++gate) {
-            w1[gate] = load(w + gate * LANES);
-            w2[gate] = load(w + (4 + gate) * LANES);
-            in_register(w1[gate]);
-            in_register(w2[gate]);
-        }
+        // In the order of their addresses, and before all else: see above.
+        UNROLLED for (int gate = 0; gate < 4; ++gate) in_order(w1[gate], w + gate * LANES);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) in_order(w2[gate], w + (4 + gate) * LANES);
         UNROLLED for (int r = 0; r < R; ++r) {
             const vec x1 = in_all(x[r] + k), x2 = in_all(x[r] + k + 1);
             UNROLLED for (int gate = 0; gate < 4; ++gate)
@@ -221,6 +224,17 @@ private:
         }
     }
 
+    // Adds the k up to `end`, which is a whole number of groups away.
+    template <int R, bool ASKS, bool SUBTRACTED>
+    static ALWAYS_INLINE void run(vec (&own)[R][4], const float* const (&x)[R], int64_t& k, int64_t end, const float*& w,
+                                  const char* ahead) {
+        for (; k < end; k += Summary::GROUP, w += Summary::GROUP * 4 * LANES) {
+            for (int line = 0; ASKS && line < LINES * Summary::GROUP; ++line) __builtin_prefetch(ahead + (k * LINES + line) * 64, 0, 2);
+            pair<R, Summary::FIRST, SUBTRACTED>(own, x, k, w);
+            pair<R, Summary::SECOND, SUBTRACTED>(own, x, k + 2, w + 8 * LANES);
+        }
+    }
+
     // In a function of its own, whose registers are full.
     template <int R, bool ASKS>
     __attribute__((noinline)) void add_sums(vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block, const char* ahead) const {
@@ -229,13 +243,11 @@ private:
         vec own[R][4] = {};
         UNROLLED for (int r = 0; r < R; ++r) x[r] = a[r] + LANES;
         int64_t k = 0;
-        for (const int64_t whole = Summary::whole(depth); k < whole; k += Summary::GROUP, w += Summary::GROUP * 4 * LANES) {
-            for (int line = 0; ASKS && line < LINES * Summary::GROUP; ++line) __builtin_prefetch(ahead + (k * LINES + line) * 64, 0, 2);
-            pair<R, Summary::FIRST, false>(own, x, k, w);
-            pair<R, Summary::SECOND, false>(own, x, k + 2, w + 8 * LANES);
-            pair<R, Summary::FIRST, true>(own, x, k + 4, w + 16 * LANES);
-            pair<R, Summary::SECOND, true>(own, x, k + 6, w + 24 * LANES);
-        }
+        for (const int64_t whole = Summary::whole(depth); k < whole;)
+            if (const int64_t end = k + LANES < whole ? k + LANES : whole; Summary::subtracts(k))
+                run<R, ASKS, true>(own, x, k, end, w, ahead);
+            else
+                run<R, ASKS, false>(own, x, k, end, w, ahead);
         for (; k < depth; ++k, w += 4 * LANES)
             UNROLLED for (int r = 0; r < R; ++r)
                 UNROLLED for (int gate = 0; gate < 4; ++gate) own[r][gate] += in_all(x[r] + k) * load(w + gate * LANES);
