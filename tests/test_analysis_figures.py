@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bench.analysis.figures import figures, speedup
 from bench.analysis.intervals import Interval, percentile
+from bench.machine.core_distance import FAR_WORDS
 from bench.machine.interference import Interference
 from bench.plan.cases import LEAST_ROUNDS, Case
 from bench.records.block import Block
@@ -268,6 +270,29 @@ def test_disturbed_rounds_narrow_no_interval():
     widths = [math.log(found["latency_p50_hi_s"] / found["latency_p50_lo_s"]) for found in told]
     assert widths[0] > 0
     assert widths[1] == pytest.approx(3 * widths[0])
+
+
+FAR = f"{FAR_WORDS} 550 ns, 175 at best in this run"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "stretch"),
+    [
+        # All in the state that the cores were far apart: it is known as well as any.
+        ([FAR] * 9, 1.0),
+        # Where something else came to it, a round tells nothing of that state.
+        ([FAR] * 4 + [f"{FAR}; a thread of ours waited 9 ms for a core"] * 5, 1.5),
+        ([f"a thread of ours waited 9 ms for a core; {FAR}"] * 9, 3.0),
+        # A clean round shows that there is another state.
+        ([FAR] * 8 + [""], 3.0),
+    ],
+)
+def test_cores_that_were_far_apart_in_all_rounds_are_a_state(reasons, stretch):
+    """Rounds of one state reduce the doubt about it; they stay disturbed ones, and their figures marked."""
+    rounds = process(*[(2.0, 1.0)] * 9)
+    rounds = [replace(found, beside=Interference(why=why)) for found, why in zip(rounds, reasons, strict=True)]
+    assert Samples([rounds]).stretch() == pytest.approx(stretch)
+    assert figured(rounds)["disturbed"] == sum(map(bool, reasons))
 
 
 def test_a_process_without_a_clean_round_is_as_doubtful_as_one_round():

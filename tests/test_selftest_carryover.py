@@ -240,7 +240,7 @@ def test_the_part_runs_in_real_seats(warm_workers, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(usable_cores() < 2, reason="with one core no thread spins beside another")
 def test_a_spinner_is_seen_where_it_is_not_stopped(tmp_path):
-    """In one process that goes on it costs its successors more than the target, and more than in seats that stop it."""
+    """In one process that goes on it costs its successors ten times the target, and more than in seats that stop it."""
     if (busy := psutil.cpu_percent(0.5) / 100 * (psutil.cpu_count() or 1)) > 0.3:
         pytest.skip(f"others use {busy:.1f} cores")
     threads = usable_cores()
@@ -258,5 +258,6 @@ def test_a_spinner_is_seen_where_it_is_not_stopped(tmp_path):
             pytest.skip(f"others used the machine in {busy} of {len(taken)} rounds")
         found = {effect.before: effect for effect in pooled_effects(rounds)}
         changes.append(found[SPINNER].change)
-    assert changes[0].low > 1 + TARGET
-    assert changes[1].value < changes[0].low
+    # Most turns take twice as long and some no longer, so the interval of so few is wide.
+    assert changes[0].value > 1 + 10 * TARGET
+    assert changes[1].high < changes[0].value

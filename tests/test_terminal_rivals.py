@@ -18,9 +18,8 @@ PRECISIONS = {"cpu-fused-int8": "int8", "onnxruntime-int8": "int8", "cpu-fused-b
 def rivals_of(path, pattern="cpu-fused*", **recipe) -> dict[str, tuple[str, str, float]]:
     """Ours, the rival and the ratio of each precision in a made-up run."""
     run = read_run(make_run(path, precisions=PRECISIONS, figured=True, **({"speedups": SPEEDUPS} | recipe)))
-    return {
-        found.precision: (found.ours.variant, found.rival.variant, found.ratio.value) for found in pairings(run, pattern)
-    }
+    found = pairings(run, pattern)
+    return {pair.precision: (pair.ours.variant, pair.rival.variant, pair.ratio.value) for pair in found}
 
 
 def test_each_precision_has_its_pair(tmp_path):

@@ -27,6 +27,8 @@ from typing import IO, Self
 #: A word next to a round may take this many times as long as the run's shortest. On the machine above it took 235 to
 #: 340 ns near and 570 to 690 far.
 FAR = 1.6
+#: What a round says of cores that are far apart begins so.
+FAR_WORDS = "a word from core to core and back took"
 #: Words of a batch, of which the quickest counts, and batches.
 WORDS, BATCHES = 25, 16
 #: Looks at the memory before the other side counts as gone: at first it has to wake up.
@@ -121,7 +123,7 @@ class CoreDistance:
         """Say in words that a word took longer than where the cores are near; empty where it did not."""
         if took_ns is None or self.shortest_ns is None or took_ns <= FAR * self.shortest_ns:
             return ""
-        return f"a word from core to core and back took {took_ns:.0f} ns, {self.shortest_ns:.0f} at best in this run"
+        return f"{FAR_WORDS} {took_ns:.0f} ns, {self.shortest_ns:.0f} at best in this run"
 
     def times_ns(self) -> tuple[float, float] | None:
         """Time of a word there and back and of one that stays; None if no answer comes or no core was free.

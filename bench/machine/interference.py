@@ -21,10 +21,13 @@ from pathlib import Path
 import psutil
 
 from bench.machine import gpu
+from bench.machine.core_distance import FAR_WORDS
 from bench.machine.facts import known
 
 #: What a mark on figures may mean, in words.
 DISTURBED = "something else used the machine or the host moved its cores apart"
+#: What stands between two of the reasons of a round.
+REASONS = "; "
 #: Share of one core that others may take before a stretch of rounds counts as disturbed.
 SHARE = 0.10
 #: The system counts CPU time in ticks of 10 ms, so less than this cannot be distinguished from zero.
@@ -88,6 +91,11 @@ class Interference:
     gpu_clock_mhz: float | None = None
     gpu_throttled: str = ""
     gpu_others: int = 0
+
+    @property
+    def far_alone(self) -> bool:
+        """Return whether nothing disturbed it but that the cores were far apart."""
+        return self.why.startswith(FAR_WORDS) and REASONS not in self.why
 
 
 def read(seats_s: float = 0.0) -> Reading:
@@ -201,7 +209,7 @@ def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
     if seen.others:
         reasons.append(f"{seen.others} other processes on the GPU")
     return Interference(
-        why="; ".join(reasons),
+        why=REASONS.join(reasons),
         others_share=round(others_s(before, after) / wall_s, 4) if told else None,
         stolen_share=round(stolen_s(before, after) / wall_s, 4) if told else None,
         load=known(_load),
@@ -233,7 +241,7 @@ def of_round(
     late = f"the answer of a turn was {1e3 * late_s:.1f} ms late" if late_s else ""
     delayed_by = delay_s is not None and delayed(delay_s, timed_s)
     waited = f"a thread of ours waited {1e3 * (delay_s or 0.0):.1f} ms for a core" if delayed_by else ""
-    why = "; ".join(filter(None, (stretch.why, waited, late, far)))
+    why = REASONS.join(filter(None, (stretch.why, waited, late, far)))
     return dataclasses.replace(stretch, why=why, delay_s=delay_s, switches=switches)
 
 

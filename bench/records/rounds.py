@@ -111,12 +111,14 @@ class Samples:
         """Factor by which intervals must be wider, so that kept rounds that were disturbed narrow none.
 
         They are in the figures for lack of better ones; only the clean rounds reduce the doubt, by their square root.
+        If there is no clean one, those count in which the cores were far apart and nothing else disturbed: that was the
+        state of the machine then, for all variants.
 
         Args:
             variants: as for `kept`.
         """
         kept = [found for rounds in self.kept(*variants) for found in rounds]
-        clean = sum(not found.disturbed for found in kept)
+        clean = sum(not found.disturbed for found in kept) or sum(found.beside.far_alone for found in kept)
         return math.sqrt(len(kept) / max(1, clean)) if kept else 1.0
 
     def ratios(self, reference: str, variant: str) -> list[Floats]:

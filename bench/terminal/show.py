@@ -56,7 +56,7 @@ def show_all(path: Path, against: str | None, rivals: str | None, form: str) -> 
 
     Args:
         path: run folder.
-        against: variant that speedups are relative to, from the rounds in which both took turns; None for the reference.
+        against: variant that speedups are relative to, from rounds in which both took turns; None for the reference.
         rivals: names of variants, in which * stands for anything: their fastest against the fastest of all others.
         form: `text` or `markdown`.
 

@@ -21,8 +21,10 @@ SPINNERS, SPIN_S = 2, 0.050
 FILLED_BYTES = 64 << 20
 #: Bytes of a piece of the heap, and how many are allocated before every other one is given back.
 PIECE_BYTES, PIECES = 24 << 10, 2000
-#: Bytes that a spinning thread works on without Python's lock, about half a millisecond.
-_SPUN = bytes(1 << 20)
+#: Bytes that a spinning thread works on without Python's lock, some 50 us, and its pause after that, seconds. Linux
+#: gives a core to whoever has slept: threads that never pause cost others a long call now and then, which no median
+#: shows.
+_SPUN, PAUSE_S = bytes(256 << 10), 20e-6
 
 
 class _Spinners:
@@ -44,6 +46,7 @@ class _Spinners:
             self._wanted.wait()
             while time.perf_counter() < self._until_s:
                 zlib.crc32(_SPUN)
+                time.sleep(PAUSE_S)
             self._wanted.clear()
 
 
