@@ -108,7 +108,8 @@ def instructions(storage: str = "fp32", hidden: int = 0, rows: int = 0) -> str:
 
     `avx512-sums` says that additions take the place of multiplications. It names what most products take: a row that
     these would make less precise, one or two rows that are left, as where sequences end early, and a last half block
-    of units are multiplied by `avx512-fma` all the same, and so is everything in a backward pass.
+    of units are multiplied by `avx512-fma` all the same, and so is everything in a backward pass. One sequence is named
+    after its steps, though its input may have been projected by sums before them.
 
     Args:
         storage: how the weights are kept, a key of `kernels.cpu.packing.KEPT`.
