@@ -176,38 +176,16 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
                     }
                 }
                 add(input, rows, sums, from, block, piece, a->features, next);
-                for (int r = 0; r < rows; ++r)
-                    for (int gate = 0; gate < 4; ++gate)
-                        store(to[row + r] + unit + gate * hidden, sums[r][gate] + plus[gate], n);
+                // Where a vector is full, its length is known as this is compiled: a question less at each load and store.
+                const auto keep = [&](auto n) {
+                    for (int r = 0; r < rows; ++r)
+                        for (int gate = 0; gate < 4; ++gate)
+                            store(to[row + r] + unit + gate * hidden, sums[r][gate] + plus[gate], n);
+                };
+                if (n == LANES) keep(std::integral_constant<int, LANES>()); else keep(n);
             }
         }
     }
-}
-
-// h of a block of units from their gates before the nonlinearities, and c; by three divisions where a processor has what that
-// takes. What `between` does on the way, BETWEEN times, fills the time in which one instruction waits for another.
-constexpr int BETWEEN = 12;
-template <bool THREE_DIVISIONS, typename F>
-ALWAYS_INLINE vec cell_between(const float* gates, vec& c, F between) {
-    const auto gate = [=](int number) { return load(gates + number * LANES); };
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-    if (THREE_DIVISIONS) {
-        __m512 state = (__m512)c;
-        const __m512 h = cell_of((__m512)gate(0), (__m512)gate(1), (__m512)gate(2), (__m512)gate(3), state, between);
-        c = (vec)state;
-        return (vec)h;
-    }
-#endif
-    const auto some = [&] { between(), between(), between(); };
-    const vec i = sigmoid(gate(0)), g = tanh_of(gate(2));
-    some();
-    const vec f = sigmoid(gate(1)), o = sigmoid(gate(3));
-    some();
-    c = f * c + i * g;
-    some();
-    const vec narrowed = tanh_of(c);
-    some();
-    return o * narrowed;
 }
 
 // A row as a matrix takes it: where it was converted to, or where it lies.
@@ -324,7 +302,7 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
                 if (in_step) input.add(rows, sums, inputs, block);
                 if (recurs) add(recurrent, rows, sums, states, block, piece, hidden, next);
                 // Few units leave room in a vector for a second row.
-                const auto cells = [&](auto two) {
+                const auto cells = [&](auto two, auto n) {
                     constexpr int AT_ONCE = decltype(two)::value ? 2 : 1;
                     for (int r = 0; r < rows; r += AT_ONCE) {
                         const int second = r + AT_ONCE <= rows ? r + AT_ONCE - 1 : r;
@@ -371,7 +349,9 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
                         if (a->cells) put(a->cells + t * a->cells_step + unit, a->cells_row, c);
                     }
                 };
-                if (half) cells(std::true_type()); else cells(std::false_type());
+                if (half) cells(std::true_type(), n);
+                else if (n == LANES) cells(std::false_type(), std::integral_constant<int, LANES>());
+                else cells(std::false_type(), n);
             }
             // Past its end a sequence holds its state, and its output is zero.
             for (int64_t row = running; row < mine.count; ++row) {

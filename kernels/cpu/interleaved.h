@@ -242,8 +242,8 @@ class InterleavedWalk {
     }
 
 #if defined(HAS_SUMS)
-    // The same by sums.
-    void project_by_sums(int64_t s) {
+    // The same by sums. In a function of its own, for the sake of small stacks.
+    __attribute__((noinline)) void project_by_sums(int64_t s) {
         const Summed matrix(a->packed_ih, nullptr, a->hidden, a->features);
         const int64_t count = std::min(TOGETHER, a->steps - s);
         Summed::Row inputs[TOGETHER];

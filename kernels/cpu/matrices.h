@@ -104,7 +104,8 @@ public:
                 }
             return;
         }
-        if (!scale) return product<4>(rows, sums, a, depth, weights, 4 * LANES, LANES);
+        // Of float32 there is no scale; said here, it spares the stack what the rest takes.
+        if (std::is_same_v<W, float> || !scale) return product<4>(rows, sums, a, depth, weights, 4 * LANES, LANES);
         vec own[ROWS][4] = {};
         product<4>(rows, own, a, depth, weights, 4 * LANES, LANES);
         const int64_t unit = block * LANES;

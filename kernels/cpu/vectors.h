@@ -296,6 +296,32 @@ ALWAYS_INLINE __m512 cell_of(__m512 i, __m512 f, __m512 g, __m512 o, __m512& c, 
 ALWAYS_INLINE __m512 cell_of(__m512 i, __m512 f, __m512 g, __m512 o, __m512& c) { return cell_of(i, f, g, o, c, [] {}); }
 #endif
 
+// h of a block of units from their gates before the nonlinearities, and c; by three divisions where a processor has what that
+// takes. What `between` does on the way, BETWEEN times, fills the time in which one instruction waits for another.
+constexpr int BETWEEN = 12;
+template <bool THREE_DIVISIONS, typename F>
+ALWAYS_INLINE vec cell_between(const float* gates, vec& c, F between) {
+    const auto gate = [=](int number) { return load(gates + number * LANES); };
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    if (THREE_DIVISIONS) {
+        __m512 state = (__m512)c;
+        const __m512 h = cell_of((__m512)gate(0), (__m512)gate(1), (__m512)gate(2), (__m512)gate(3), state, between);
+        c = (vec)state;
+        return (vec)h;
+    }
+#endif
+    const auto some = [&] { between(), between(), between(); };
+    const vec i = sigmoid(gate(0)), g = tanh_of(gate(2));
+    some();
+    const vec f = sigmoid(gate(1)), o = sigmoid(gate(3));
+    some();
+    c = f * c + i * g;
+    some();
+    const vec narrowed = tanh_of(c);
+    some();
+    return o * narrowed;
+}
+
 inline float from_bfloat16(uint16_t x) {
     const uint32_t bits = static_cast<uint32_t>(x) << 16;
     float value;
