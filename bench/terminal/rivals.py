@@ -60,8 +60,14 @@ def pairings(run: RecordedRun, pattern: str) -> list[Pairing]:
     names = sorted({record.variant for record in measured})
     ours = fnmatch.filter(names, pattern)
     if not ours or len(ours) == len(names):
-        what = "matches every variant of this run, which leaves no rival" if ours else "matches no variant of this run"
-        msg = f"--rivals {pattern}: {what}; {meant(pattern, names)}"
+        what = (
+            "matches every variant of this run, which leaves no rival"
+            if ours
+            else "matches no variant that this run measured"
+        )
+        named = [record for record in run.records if fnmatch.fnmatchcase(record.variant, pattern)]
+        reason = next((f"{record.variant}: {record.reason}" for record in named if record.reason and not ours), None)
+        msg = f"--rivals {pattern}: {what}; {reason or meant(pattern, names)}"
         raise UsageError(msg)
     return list(_paired(run, measured, frozenset(ours)))
 

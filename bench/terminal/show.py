@@ -83,12 +83,16 @@ def show_all(path: Path, against: str | None, rivals: str | None, form: str) -> 
 def _against(run: RecordedRun, against: str) -> ComparisonTable:
     measured = sorted({record.variant for record in run.records if record.status is Status.OK})
     if against not in measured:
-        msg = f"--against {against}: not measured in this run; {meant(against, measured)}"
+        reason = next((record.reason for record in run.records if record.variant == against and record.reason), None)
+        msg = f"--against {against}: not measured in this run; {reason or meant(against, measured)}"
         raise UsageError(msg)
     rows = []
+    bases = {record.key.group: record for record in run.records if record.variant == against}
     for record in run.records:
         found = speedup(run.group(record), against, record.variant) if record.status is Status.OK else None
         ratio = units.ratio_interval(found.value, found.low, found.high) if found else ""
+        if found and record.variant != against and (doubts(record) or doubts(bases[record.key.group])):
+            ratio = DOUBT + ratio
         rows.append([name(record), str(record.status), ratio])
     return ComparisonTable(["case", "status", f"speedup over {against}"], rows)
 

@@ -1,8 +1,9 @@
-"""Print the least time in which a CPU can run an LSTM layer: `python -m kernels limits [environment.json]`.
+"""Print the least time in which a CPU can run an LSTM layer: `python -m kernels limits [RUN]`.
 
 A call can be no faster than its multiplications at the peak rate of the machine's matrix products, nor than its bytes
-at the bandwidth of the cache that holds its weights. Both rates come from the `environment.json` of a run of `python -m
-bench`, which measures them; without one the table has only bytes and FLOPs.
+at the bandwidth of the caches that hold its recurrent weights. Both rates come from a run of `python -m bench`, which
+measures them; without one the table has only bytes and FLOPs. The initial state is taken as given: where it is zero,
+the first step needs no recurrent weights, and a call of a single step half of the bytes and FLOPs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 from ..host.output import run_command
 from ..host.usage import PACKAGE, Parser, part_of
+
+EXPECTED = "the folder of a run of python -m bench on a CPU, or its environment.json"
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ class LayerCall:
         return forward * (3 if self.mode == "training" else 1)
 
     @property
-    def weights(self) -> int:
-        """Bytes of both matrices as they are kept: what stays in a cache from step to step, or does not."""
-        return 2 * 4 * self.hidden * self.hidden * self.weight_bytes
+    def recurrent(self) -> int:
+        """Bytes of the recurrent weights as they are kept: what stays in a cache from step to step, or does not."""
+        return 4 * self.hidden * self.hidden * self.weight_bytes
 
     @property
     def bytes(self) -> int:
@@ -52,10 +55,10 @@ class LayerCall:
         their gradients written and read for three products, input and output read once more.
         """
         numbers = self.batch * self.steps * self.hidden
-        forward = self.weights // 2 * (self.steps + 1) + 4 * 2 * numbers
+        forward = self.recurrent * (self.steps + 1) + 4 * 2 * numbers
         if self.mode != "training":
             return forward
-        return forward + self.weights // 2 * (self.steps + 1) + 4 * numbers * (2 * 4 + 2 + 4 * 4 + 3)
+        return forward + self.recurrent * (self.steps + 1) + 4 * numbers * (2 * 4 + 2 + 4 * 4 + 3)
 
     def __str__(self) -> str:
         """Short name."""
@@ -76,12 +79,13 @@ CASES = (
 
 
 def bandwidth(rates: Mapping[str, float], working_set: int) -> float:
-    """Bytes per second where this many bytes are gone over again and again: the best of all sets at least as large.
+    """Bytes per second where this many bytes are gone over again and again, as a limit that cannot be beaten.
 
-    Of larger ones too, since a measurement that was held up must not make a limit that can be beaten.
+    It is the best of all sets at least as large, since a measurement may have been held up, and of the next smaller
+    one, since part of a set that is too large for a cache still stays in it.
     """
-    fitting = [rate for size, rate in rates.items() if int(size) >= working_set]
-    return max(fitting or [rates[max(rates, key=int)]])
+    floor = max((int(size) for size in rates if int(size) <= working_set), default=0)
+    return max(rate for size, rate in rates.items() if int(size) >= floor)
 
 
 def table(ceilings: Mapping[str, Any] | None) -> str:
@@ -97,7 +101,7 @@ def table(ceilings: Mapping[str, Any] | None) -> str:
     for case in CASES:
         by_bytes = by_peak = "-"
         if ceilings is not None:
-            by_bytes = f"{case.bytes / bandwidth(ceilings['bytes_per_s'], case.weights) * 1e6:.1f}"
+            by_bytes = f"{case.bytes / bandwidth(ceilings['bytes_per_s'], case.recurrent) * 1e6:.1f}"
             rates = ceilings["flops_per_s"]
             # By sums where the run has such a rate: bench/worker/ceilings.py.
             by_peak = f"{case.flops / max(rates['fp32'], rates.get('fp32 by sums', 0.0)) * 1e6:.1f}"
@@ -108,17 +112,28 @@ def table(ceilings: Mapping[str, Any] | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 2 when the file has no ceilings of a CPU."""
     parser = Parser(prog=f"python -m {PACKAGE} limits", description=__doc__)
-    parser.add_argument("environment", nargs="?", type=Path, help="environment.json of a run, which has the rates")
+    parser.add_argument(
+        "environment",
+        metavar="RUN",
+        nargs="?",
+        type=Path,
+        help="folder of a run, or its environment.json: has the rates",
+    )
     options = parser.parse_args(arguments)
     ceilings = None
     if options.environment is not None:
+        file = options.environment
+        file = file / "environment.json" if file.is_dir() else file
         try:
-            ceilings = json.loads(options.environment.read_text(encoding="utf-8"))["ceilings"]["cpu"]
-        except (OSError, ValueError, KeyError) as error:
-            print(f"error: {options.environment} has no ceilings of a CPU ({error!r})", file=sys.stderr)
+            ceilings = json.loads(file.read_text(encoding="utf-8"))["ceilings"]["cpu"]
+        except OSError as error:
+            print(f"error: {file}: {error.strerror}; expected {EXPECTED}", file=sys.stderr)
+            return 2
+        except (ValueError, KeyError, TypeError):
+            print(f"error: {file} has no ceilings of a CPU; expected {EXPECTED}", file=sys.stderr)
             return 2
         threads = ceilings["threads"]
-        print(f"On {threads} thread{'s' * (threads != 1)}, by {options.environment}.\n")
+        print(f"On {threads} thread{'s' * (threads != 1)}, by {file}.\n")
     print(table(ceilings))
     return 0
 
