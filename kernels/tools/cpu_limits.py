@@ -104,7 +104,10 @@ def table(ceilings: Mapping[str, Any] | None) -> str:
             by_bytes = f"{case.bytes / bandwidth(ceilings['bytes_per_s'], case.recurrent) * 1e6:.1f}"
             rates = ceilings["flops_per_s"]
             # By sums where the run has such a rate: bench/worker/ceilings.py.
-            by_peak = f"{case.flops / max(rates['fp32'], rates.get('fp32 by sums', 0.0)) * 1e6:.1f}"
+            usable = {4: ("fp32", "fp32 by sums"), 2: ("fp32", "fp32 by sums", "bf16")}.get(case.weight_bytes)
+            # No run measures the rate of products of bytes, which is above all of these.
+            if usable:
+                by_peak = f"{case.flops / max(rates.get(name, 0.0) for name in usable) * 1e6:.1f}"
         lines.append(f"| {case} | {case.bytes / 1e6:.2f} M | {case.flops / 1e6:.1f} M | {by_bytes} | {by_peak} |")
     return "\n".join(lines)
 
