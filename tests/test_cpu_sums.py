@@ -95,6 +95,13 @@ INPUTS = {
     "positive": (lambda x: 1 + 0.1 * x, None),
     "tiny": (lambda x: 1e-9 * x, None),
     "huge": (lambda x: 1e15 * x, torch.full((FEATURES,), 1e-15)),
+    # Whose quotient of squares is below all floats.
+    "far apart": (lambda x: 3e10 * x, torch.full((FEATURES,), 1e-11)),
+    # Signs that take turns as those of sums do, so that what is taken off grows with each run.
+    "in step": (
+        lambda x: (1 + 0.1 * x) * torch.where(torch.arange(FEATURES) % 32 < 16, 1, (-1) ** torch.arange(FEATURES)),
+        None,
+    ),
     "one of many": (lambda x: (x == x.amax(-1, keepdim=True)).float(), None),
     # A few features with large values and small weights: by sums they would cost all others their digits.
     "scaled": (

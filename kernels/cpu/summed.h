@@ -11,10 +11,12 @@
 // read out of their order, get them from the second-level cache at half the rate (Zen 5).
 // A row is scaled by a power of two, so that its values are as large as the weights: the roundoff is then that of a product of
 // the lengths of both. It is no more than that of products (1 to 1.5 times, as measured) as long as neither the row nor what
-// the weights make of it lies in a few values; `prepare` marks the rows of which that is not so, and those are multiplied.
+// the weights make of it lies in a few values, and the signs of its neighbors take no turns as those of runs do; `prepare`
+// marks the rows of which that is not so, and those are multiplied.
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -120,7 +122,9 @@ public:
     static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = false, INTERLEAVES = false;
     static constexpr int AT_ONCE = 5;
     static constexpr int64_t LEAST = 3;  // rows: fewer wait for weights from the second-level cache, not for products
-    // How much less precise sums may be by estimate, squared, and how large a value by the mean square of its row.
+    // How much less precise sums may be by estimate, squared, and how large a value by the mean square of its row. What pairs
+    // have too much grows in n steps to `both`: its roundoff, squared, is n both^2 / 3 by that of products, the square of the
+    // row's and the weights' common sum of squares.
     static constexpr float PRECISION = 4.0f, CREST = 36.0f;
     using Row = const float*;
 
@@ -150,10 +154,10 @@ public:
         // Not where a square is infinite, no number, or so small that it has lost digits.
         if (squares > 1e-24f && squares < 1e24f && weights > 1e-24f && weights < 1e24f &&
             squares * weights <= PRECISION * n * _mm512_reduce_add_ps(weighed) && n * _mm512_reduce_max_ps(most) <= CREST * squares) {
-            const float ratio = weights / squares;
-            int32_t bits;
-            std::memcpy(&bits, &ratio, 4);
-            const int32_t exponent = ((bits >> 23) - 127) >> 1;  // of the root
+            const double ratio = static_cast<double>(weights) / squares;  // which no float need hold
+            int64_t bits;
+            std::memcpy(&bits, &ratio, 8);
+            const int32_t exponent = (static_cast<int32_t>(bits >> 52) - 1023) >> 1;  // of the root
             const int32_t up = (127 + exponent) << 23, down = (127 - exponent) << 23;
             float by;
             std::memcpy(&by, &up, 4);
@@ -169,7 +173,9 @@ public:
             }
             own.first = _mm512_mask_reduce_add_ps(0x1111, pairs);
             own.second = _mm512_mask_reduce_add_ps(0x4444, pairs);
-            own.summed = 1;
+            const float scaled = squares * by * by, both = own.first + own.second;
+            const float most_pairs = std::max({own.first * own.first, own.second * own.second, both * both});
+            own.summed = n * most_pairs <= 3.0f * PRECISION * scaled * scaled;
         } else {
             for (int64_t k = 0; k < depth; k += LANES) store(values + k, load(from + k, lanes(k)));
         }
