@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 
 import numpy as np
@@ -12,10 +13,12 @@ from run_folders import make_run
 
 from bench.analysis.figures import figures
 from bench.errors import UsageError
+from bench.machine.core_distance import FAR_WORDS
 from bench.machine.interference import Interference
 from bench.plan.cases import REFERENCE, Case
 from bench.records.block import Block
 from bench.records.folder import RunFolder
+from bench.records.raw_csv import ROUNDS
 from bench.records.reader import read_records
 from bench.records.rounds import Round, Samples
 from bench.records.samples import read_samples
@@ -131,3 +134,27 @@ def test_an_append_that_a_kill_tore_leaves_what_was_there(cut, zeros, tmp_path_f
 def test_without_the_file_there_is_no_group(tmp_path):
     """Nothing was sampled."""
     assert read_samples(tmp_path / "samples.csv.gz") == {}
+
+
+FAR = f"{FAR_WORDS} 550 ns, 175 at best in this run"
+
+
+def test_what_disturbed_a_round_comes_back(tmp_path):
+    """Intervals depend on it: cores that were far apart in all rounds widen none, whoever computes them."""
+    case = Case("seed", "a", "inference", "cpu", 1)
+    rounds = [Round(n, {"a": Block((1.0 + n / 100,))}, beside=Interference(why=FAR)) for n in range(9)]
+    rounds[4] = dataclasses.replace(rounds[4], beside=Interference(why=f"{FAR}; others took 0.2 cores"))
+    samples = Samples([rounds, rounds])
+    for number, process in enumerate(samples.processes):
+        RunFolder(tmp_path).append_rows(ROUNDS, [found.row(case.group, number) for found in process])
+    found = read_samples(written(tmp_path, samples, ("a",)))[KEY]
+    assert [[r.beside.why for r in process] for process in found.processes] == [[r.beside.why for r in rounds]] * 2
+    assert found.stretch("a") == samples.stretch("a") == pytest.approx((9 / 8) ** 0.5)
+
+
+def test_a_round_that_is_none_is_refused(tmp_path):
+    """The file with the reasons is checked as well."""
+    path = written(tmp_path, Samples([[Round(0, {"a": Block((1.0,))})]]), ("a",))
+    ROUNDS.append(tmp_path, [["seed/inference/cpu/1t", "first", *[""] * 13]])
+    with pytest.raises(UsageError, match="not a round of a process: first"):
+        read_samples(path)

@@ -15,7 +15,7 @@ from bench.errors import UsageError
 from bench.machine.interference import Interference
 from bench.plan.identity import GroupKey
 from bench.records.block import Block
-from bench.records.raw_csv import ENERGY, SAMPLES
+from bench.records.raw_csv import ENERGY, ROUNDS, SAMPLES
 from bench.records.rounds import Round, Samples
 
 
@@ -103,10 +103,27 @@ def read_samples(path: Path) -> dict[GroupKey, Samples]:
     for group, variant, process, number, energy_j in _energies(path.parent):
         if counted := turns.get(group, {}).get(process, {}).get(number, {}).get(variant):
             counted.energy_j = energy_j
+    reasons = _reasons(path.parent)
     return {
-        group: Samples([_rounds(processes[number]) for number in sorted(processes)])
+        group: Samples(
+            [_rounds(processes[number], reasons.get((str(group), number), {})) for number in sorted(processes)]
+        )
         for group, processes in turns.items()
     }
+
+
+def _reasons(folder: Path) -> dict[tuple[str, int], dict[int, str]]:
+    """What disturbed rounds, in words: by group and process, and by round."""
+    found: dict[tuple[str, int], dict[int, str]] = {}
+    for number, (group, process, round_, _, _, why, *_) in enumerate(ROUNDS.rows(folder), start=2):
+        try:
+            found.setdefault((group, int(process)), {})[int(round_)] = why
+        except ValueError as error:
+            msg = (
+                f"{folder / ROUNDS.name}, line {number} is not a round of a process: {process}, {round_}; put back the "
+            )
+            raise UsageError(msg + "file that the run wrote") from error
+    return found
 
 
 def _energies(folder: Path) -> Iterator[tuple[GroupKey, str, int, int, float]]:
@@ -120,13 +137,13 @@ def _energies(folder: Path) -> Iterator[tuple[GroupKey, str, int, int, float]]:
             raise UsageError(msg + "back the file that the run wrote") from error
 
 
-def _rounds(turns: dict[int, dict[str, _Turn]]) -> list[Round]:
-    """The rounds of a process, blocks in the order in which they ran."""
+def _rounds(turns: dict[int, dict[str, _Turn]], reasons: dict[int, str]) -> list[Round]:
+    """The rounds of a process, blocks in the order in which they ran, with what disturbed them."""
     found = []
     for number in sorted(turns):
         ordered = sorted(turns[number].items(), key=lambda item: item[1].position)
-        # The cause is in rounds.csv.gz; here it is enough that something disturbed it.
-        beside = Interference(why="disturbed" if any(turn.disturbed for _, turn in ordered) else "")
+        disturbed = any(turn.disturbed for _, turn in ordered)
+        beside = Interference(why=(reasons.get(number) or "disturbed") if disturbed else "")
         found.append(Round(number, {variant: turn.block() for variant, turn in ordered}, beside=beside))
     return found
 
