@@ -247,6 +247,15 @@ def test_show_has_speedups_over_any_variant(tmp_path, capsys):
     assert "0.50x" in figures["reference"]
 
 
+def test_speedups_over_any_variant_are_marked_where_they_are_doubtful(tmp_path, capsys):
+    """As those over the reference are, with what the mark means."""
+    folder = make_run(tmp_path / "run", figured=True, disturbed_share=1.0)
+    assert main(["show", str(folder), "--against", "onednn"]) == 0
+    *lines, meaning = capsys.readouterr().out.splitlines()
+    assert all("~" in line for line in lines if "seed/inference" in line)
+    assert meaning.startswith("~: a doubtful figure")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -6,6 +6,7 @@ import pytest
 from run_folders import make_run
 
 from bench.__main__ import main
+from bench.errors import UsageError
 from bench.plan.cases import REFERENCE
 from bench.records.reader import read_run
 from bench.records.schema import Status
@@ -17,7 +18,7 @@ PRECISIONS = {"cpu-fused-int8": "int8", "onnxruntime-int8": "int8", "cpu-fused-b
 
 def rivals_of(path, pattern="cpu-fused*", **recipe) -> dict[str, tuple[str, str, float]]:
     """Ours, the rival and the ratio of each precision in a made-up run."""
-    run = read_run(make_run(path, precisions=PRECISIONS, figured=True, **({"speedups": SPEEDUPS} | recipe)))
+    run = read_run(make_run(path, precisions=PRECISIONS, **({"speedups": SPEEDUPS, "figured": True} | recipe)))
     found = pairings(run, pattern)
     return {pair.precision: (pair.ours.variant, pair.rival.variant, pair.ratio.value) for pair in found}
 
@@ -52,15 +53,24 @@ def test_one_precision_is_said_once(tmp_path):
     assert list(rivals_of(tmp_path / "run", speedups={REFERENCE: 1.0, "cpu-fused": 3.0})) == ["fp32"]
 
 
+def test_of_variants_without_figures_none_is_the_fastest(tmp_path):
+    """Their order is that of their records, which says nothing."""
+    with pytest.raises(UsageError, match="no group of this run has a time"):
+        rivals_of(tmp_path / "run", figured=False)
+
+
 def test_the_table_as_markdown_marks_what_is_doubtful(tmp_path, capsys):
     """Every row of the table begins and ends with a column's mark; disturbed samples give the sign and its meaning."""
     folder = make_run(tmp_path / "run", speedups=SPEEDUPS, precisions=PRECISIONS, figured=True, disturbed_share=1.0)
     assert main(["show", str(folder), "--rivals", "cpu-fused*", "--format", "markdown"]) == 0
-    header, rule, *rows, meaning = capsys.readouterr().out.splitlines()
+    header, rule, *rows, blank, meaning = capsys.readouterr().out.splitlines()
     assert header.startswith("| case | precision | ")
     assert set(rule) == set("|- ")
     assert len(rows) == 3
-    assert all(row.count(" | ") == 6 and "\\~" in row for row in rows)
+    # The median of ours and the ratio.
+    assert all(row.count(" | ") == 6 and row.count("| \\~") == 2 for row in rows)
+    # Otherwise it would be a row as well.
+    assert not blank
     assert meaning.startswith("~: a doubtful figure")
 
 

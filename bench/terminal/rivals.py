@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bench import units
 from bench.analysis.figures import speedup
 from bench.analysis.intervals import Interval
-from bench.analysis.run_summary import DOUBT, doubts, groups, percentile
+from bench.analysis.run_summary import DOUBT, UNTIMED, doubts, groups, pace, percentile
 from bench.errors import UsageError, meant
 from bench.records.reader import RecordedRun
 from bench.records.schema import Record, Status
@@ -38,11 +38,12 @@ class Pairing:
     @property
     def cells(self) -> list[str]:
         """The row of the table, in the order of `COLUMNS`."""
-        mark = DOUBT if doubts(self.ours) or doubts(self.rival) else ""
+        own = DOUBT if doubts(self.ours) else ""
+        p50, share = percentile(self.ours, "p50")[0], units.share(self.ours.ceiling_share)
         return [
-            *(self.title, self.precision, self.ours.variant, percentile(self.ours, "p50")[0]),
-            *(units.share(self.ours.ceiling_share), self.rival.variant),
-            mark + units.ratio_interval(self.ratio.value, self.ratio.low, self.ratio.high),
+            *(self.title, self.precision, self.ours.variant, p50 and own + p50, share, self.rival.variant),
+            (own or (DOUBT if doubts(self.rival) else ""))
+            + units.ratio_interval(self.ratio.value, self.ratio.low, self.ratio.high),
         ]
 
 
@@ -54,7 +55,7 @@ def pairings(run: RecordedRun, pattern: str) -> list[Pairing]:
         pattern: names of our variants, in which * stands for anything; all other variants are rivals.
 
     Raises:
-        UsageError: no measured variant has such a name, or none is left as a rival.
+        UsageError: no measured variant has such a name, none is left as a rival, or no group has both.
     """
     measured = [record for record in run.records if record.status is Status.OK]
     names = sorted({record.variant for record in measured})
@@ -69,11 +70,16 @@ def pairings(run: RecordedRun, pattern: str) -> list[Pairing]:
         reason = next((f"{record.variant}: {record.reason}" for record in named if record.reason and not ours), None)
         msg = f"--rivals {pattern}: {what}; {reason or meant(pattern, names)}"
         raise UsageError(msg)
-    return list(_paired(run, measured, frozenset(ours)))
+    found = list(_paired(run, measured, frozenset(ours)))
+    if not found:
+        msg = f"--rivals {pattern}: no group of this run has a time of one of them and of a rival"
+        raise UsageError(msg)
+    return found
 
 
 def _paired(run: RecordedRun, measured: Iterable[Record], ours: frozenset[str]) -> Iterator[Pairing]:
-    for group in groups(measured):
+    # Which is the fastest of those without a figure is not known.
+    for group in groups(record for record in measured if pace(record)[0] < UNTIMED):
         # Full precision first, as that is what most models run in.
         precisions = sorted({record.precision for record in group.records}, key=lambda p: (p != "fp32", p))
         for precision in (*precisions, ANY):

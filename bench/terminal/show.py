@@ -76,7 +76,8 @@ def show_all(path: Path, against: str | None, rivals: str | None, form: str) -> 
     else:
         console.table(table.columns, table.rows)
     if any(cell.startswith(DOUBT) for row in table.rows for cell in row):
-        console.say(DOUBTFUL)
+        # A line right below a table in Markdown would be its last row.
+        console.say(f"\n{DOUBTFUL}" if form == "markdown" else DOUBTFUL)
     return EXIT_OK
 
 
@@ -87,13 +88,13 @@ def _against(run: RecordedRun, against: str) -> ComparisonTable:
         msg = f"--against {against}: not measured in this run; {reason or meant(against, measured)}"
         raise UsageError(msg)
     rows = []
-    bases = {record.key.group: record for record in run.records if record.variant == against}
+    yardsticks = {record.key.group: record for record in run.records if record.variant == against}
     for record in run.records:
         found = speedup(run.group(record), against, record.variant) if record.status is Status.OK else None
         ratio = units.ratio_interval(found.value, found.low, found.high) if found else ""
-        if found and record.variant != against and (doubts(record) or doubts(bases[record.key.group])):
-            ratio = DOUBT + ratio
-        rows.append([name(record), str(record.status), ratio])
+        doubtful = found and record.variant != against and (doubts(record) or doubts(yardsticks[record.key.group]))
+        mark = DOUBT if doubtful else ""
+        rows.append([name(record), str(record.status), mark + ratio])
     return ComparisonTable(["case", "status", f"speedup over {against}"], rows)
 
 
