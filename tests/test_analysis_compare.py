@@ -21,7 +21,9 @@ from bench.analysis import tables as compare_tables
 from bench.analysis.compare import BY, JUDGED, CasePair, CaseVerdict, CompareOptions, Comparison
 from bench.analysis.intervals import Interval
 from bench.errors import UsageError
+from bench.machine.core_distance import FAR_WORDS
 from bench.plan.identity import CaseKey
+from bench.records.raw_csv import ROUNDS
 from bench.records.schema import SCHEMA_VERSION, Status
 
 ROOT = Path(__file__).parent.parent
@@ -420,6 +422,21 @@ def test_a_doubtful_figure_is_marked(tmp_path):
     base, new = two(tmp_path, {}, {"disturbed_share": 1.0, "figured": True})
     table = compare_tables.cases([compared(base, new)])
     assert all(row[3].startswith("~") is False and row[4].startswith("~") for row in table.rows)
+
+
+def test_cores_that_were_far_apart_in_one_run_are_no_change(tmp_path):
+    """All rounds in that state tell what variants are to each other, and not what they would be on near cores."""
+    base, new = two(tmp_path, {}, {"speedups": slowed("onednn", 1.005), "disturbed_share": 1.0})
+    shared = pairs(compared(base, new))["onednn"].change
+    rows = [
+        ["seed/inference/cpu/1t", process, number, 1, 0, f"{FAR_WORDS} 550 ns, 175 at best in this run", *[""] * 9]
+        for process in range(3)
+        for number in range(20)
+    ]
+    ROUNDS.append(new, rows)
+    (samples,) = comparing.load(new).samples.values()
+    assert samples.stretch("onednn") == 1.0
+    assert pairs(compared(base, new))["onednn"].change == shared
 
 
 def main(capsys, *words: object) -> tuple[int, str, str]:

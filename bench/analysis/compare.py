@@ -341,7 +341,8 @@ def _measured(key: CaseKey, records: tuple[Record, Record], runs: Runs, options:
             where = " and ".join(name for name, found in zip(("BASE", "NEW"), ratios, strict=True) if not found)
             note = f"by time: no reference in {where}"
     # Disturbed rounds that had to be used narrow no interval, in either run.
-    change = faster_by(sides[0], sides[1], by).widened(max(group.stretch(*of) for group in groups))
+    stretch = max(group.stretch(*of, elsewhere=True) for group in groups)
+    change = faster_by(sides[0], sides[1], by).widened(stretch)
     found = CaseVerdict.YARDSTICK if yardstick else verdict(change, options.margin)
     base_value, new_value = (float(np.median(np.concatenate(side))) for side in sides)
     return CasePair(key, *records, found, by, base_value, new_value, change, note=note)

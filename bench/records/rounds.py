@@ -107,7 +107,7 @@ class Samples:
             for found in rounds:
                 found.blocks.pop(variant, None)
 
-    def stretch(self, *variants: str) -> float:
+    def stretch(self, *variants: str, elsewhere: bool = False) -> float:
         """Factor by which intervals must be wider, so that kept rounds that were disturbed narrow none.
 
         They are in the figures for lack of better ones; only the clean rounds reduce the doubt, by their square root.
@@ -116,9 +116,13 @@ class Samples:
 
         Args:
             variants: as for `kept`.
+            elsewhere: whether they are compared with rounds of another run, in which the cores may have been near: only
+                clean rounds count then.
         """
         kept = [found for rounds in self.kept(*variants) for found in rounds]
-        clean = sum(not found.disturbed for found in kept) or sum(found.beside.far_alone for found in kept)
+        clean = sum(not found.disturbed for found in kept)
+        if not clean and not elsewhere:
+            clean = sum(found.beside.far_alone for found in kept)
         return math.sqrt(len(kept) / max(1, clean)) if kept else 1.0
 
     def ratios(self, reference: str, variant: str) -> list[Floats]:
