@@ -118,13 +118,19 @@ class Summed {
         return found;
     }
 
+    static int32_t exponent_of(float x) {
+        int32_t bits;
+        std::memcpy(&bits, &x, 4);
+        return bits >> 23;
+    }
+
 public:
     static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = false, INTERLEAVES = false;
     static constexpr int AT_ONCE = 5;
     static constexpr int64_t LEAST = 3;  // rows: fewer wait for weights from the second-level cache, not for products
     // How much less precise sums may be by estimate, squared, and how large a value by the mean square of its row. What pairs
-    // have too much grows in n steps to `both`: its roundoff, squared, is n both^2 / 3 by that of products, the square of the
-    // row's and the weights' common sum of squares.
+    // have too much grows in n steps to `both`: its roundoff, squared, is n both^2 / 3 by that of products, the product of the row's
+    // sum of squares and the weights'.
     static constexpr float PRECISION = 4.0f, CREST = 36.0f;
     using Row = const float*;
 
@@ -154,10 +160,8 @@ public:
         // Not where a square is infinite, no number, or so small that it has lost digits.
         if (squares > 1e-24f && squares < 1e24f && weights > 1e-24f && weights < 1e24f &&
             squares * weights <= PRECISION * n * _mm512_reduce_add_ps(weighed) && n * _mm512_reduce_max_ps(most) <= CREST * squares) {
-            const double ratio = static_cast<double>(weights) / squares;  // which no float need hold
-            int64_t bits;
-            std::memcpy(&bits, &ratio, 8);
-            const int32_t exponent = (static_cast<int32_t>(bits >> 52) - 1023) >> 1;  // of the root
+            // Of the root of their quotient, to one: the quotient itself may be beyond all floats.
+            const int32_t exponent = (exponent_of(weights) - exponent_of(squares)) >> 1;
             const int32_t up = (127 + exponent) << 23, down = (127 - exponent) << 23;
             float by;
             std::memcpy(&by, &up, 4);
@@ -175,7 +179,7 @@ public:
             own.second = _mm512_mask_reduce_add_ps(0x4444, pairs);
             const float scaled = squares * by * by, both = own.first + own.second;
             const float most_pairs = std::max({own.first * own.first, own.second * own.second, both * both});
-            own.summed = n * most_pairs <= 3.0f * PRECISION * scaled * scaled;
+            own.summed = n * most_pairs <= 3.0f * PRECISION * scaled * weights;
         } else {
             for (int64_t k = 0; k < depth; k += LANES) store(values + k, load(from + k, lanes(k)));
         }
