@@ -83,12 +83,3 @@ def test_a_variant_without_a_figure_is_refused_with_its_reason(option, tmp_path,
     said = capsys.readouterr().err
     assert "wrong by 3" in said
     assert "did you mean" not in said
-
-
-def test_speedups_over_a_variant_are_marked_too(tmp_path, capsys):
-    """A doubtful figure is doubtful against any variant; a variant against itself has none."""
-    folder = make_run(tmp_path / "run", speedups=SPEEDUPS, figured=True, disturbed_share=1.0)
-    assert main(["show", str(folder), "--against", "onednn"]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if "/inference/" in line]
-    assert [("~" in row) for row in rows] == [("/onednn " not in row) for row in rows]
-    assert len(rows) == 5

@@ -92,7 +92,7 @@ def _against(run: RecordedRun, against: str) -> ComparisonTable:
     for record in run.records:
         found = speedup(run.group(record), against, record.variant) if record.status is Status.OK else None
         ratio = units.ratio_interval(found.value, found.low, found.high) if found else ""
-        doubtful = found and record.variant != against and (doubts(record) or doubts(yardsticks[record.key.group]))
+        doubtful = found and (doubts(record) or doubts(yardsticks[record.key.group]))
         mark = DOUBT if doubtful else ""
         rows.append([name(record), str(record.status), mark + ratio])
     return ComparisonTable(["case", "status", f"speedup over {against}"], rows)
