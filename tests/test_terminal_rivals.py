@@ -37,7 +37,7 @@ def test_a_slower_variant_has_a_ratio_below_one(tmp_path):
 
 
 def test_a_precision_of_one_side_is_only_in_any(tmp_path):
-    """What no rival has is compared with the fastest rival of all."""
+    """Ours is then compared with the fastest rival of all."""
     found = rivals_of(tmp_path / "run", speedups=SPEEDUPS | {"cpu-fused-bf16": 8.0})
     assert "bf16" not in found
     assert found["any"] == ("cpu-fused-bf16", "onnxruntime-int8", pytest.approx(1.6, rel=0.02))

@@ -113,7 +113,7 @@ def read_samples(path: Path) -> dict[GroupKey, Samples]:
 
 
 def _reasons(folder: Path) -> dict[tuple[str, int], dict[int, str]]:
-    """What disturbed rounds, in words: by group and process, and by round."""
+    """Read what disturbed rounds, in words: by group and process, and by round."""
     found: dict[tuple[str, int], dict[int, str]] = {}
     for number, (group, process, round_, _, _, why, *_) in enumerate(ROUNDS.rows(folder), start=2):
         try:

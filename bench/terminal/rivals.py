@@ -39,12 +39,11 @@ class Pairing:
     def cells(self) -> list[str]:
         """The row of the table, in the order of `COLUMNS`."""
         own = DOUBT if doubts(self.ours) else ""
+        either = own or (DOUBT if doubts(self.rival) else "")
         p50, share = percentile(self.ours, "p50")[0], units.share(self.ours.ceiling_share)
-        return [
-            *(self.title, self.precision, self.ours.variant, p50 and own + p50, share, self.rival.variant),
-            (own or (DOUBT if doubts(self.rival) else ""))
-            + units.ratio_interval(self.ratio.value, self.ratio.low, self.ratio.high),
-        ]
+        ratio = units.ratio_interval(self.ratio.value, self.ratio.low, self.ratio.high)
+        ours = (self.ours.variant, p50 and own + p50, share)
+        return [self.title, self.precision, *ours, self.rival.variant, either + ratio]
 
 
 def pairings(run: RecordedRun, pattern: str) -> list[Pairing]:
