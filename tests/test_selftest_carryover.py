@@ -260,7 +260,7 @@ def test_a_spinner_is_seen_where_it_is_not_stopped(tmp_path):
 
     stopped, spun = change(unstopped=False), change(unstopped=True)
     # Which core a thread gets is chance, and in some processes the spinning ones meet few others.
-    for _ in range(3):
+    for _ in range(6):
         if spun.low <= 1 + TARGET:
             spun = change(unstopped=True)
     assert spun.low > 1 + TARGET
