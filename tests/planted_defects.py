@@ -100,6 +100,24 @@ OVERLAPPED = {
     "done": ("past >= 0 ? open : 0", "past >= 0 ? open - PLANTED : 0"),
     "back": INTERLEAVED["back"],
 }
+#: Strips of weights, and the walk of several whole sequences by AVX2 alone.
+STRIPS = {
+    "strip": ("strips_of(block) + strip * depth * STEP", "strips_of(block) + (PLANTED ? 0 : strip) * depth * STEP"),
+    "second": ("(gate < 2 ? w : other)", "(gate < 2 || PLANTED ? w : other)"),
+    "last-k": ("if (k < depth) add(even, k);", "if (k < depth - PLANTED) add(even, k);"),
+    "sums": ("load(begin + r * each + v * LANES)", "load(begin + r * each * !PLANTED + v * LANES)"),
+    "bias": ("gate * LANES, a->bias_ih ?", "gate * LANES, a->bias_ih && !PLANTED ?"),
+    "wraps": ("++step, row = 0;", "step += !PLANTED, row = 0;"),
+    "chunk": ("if (s % chunk == 0) project(s,", "if (s % chunk == 0) project(PLANTED ? 0 : s,"),
+    "pass": ("to, with, each, from, block, pass);", "to, with, each, from, block, PLANTED ? 0 : pass);"),
+    "twice": ("else if (!pass) matrix.add_few", "else if (!pass || PLANTED) matrix.add_few"),
+    "other-state": ("(s % 2 * a->batch + mine.first)", "(s % 2 * !PLANTED * a->batch + mine.first)"),
+    "first-c": ("r * LANES, a->c0 ?", "r * LANES, a->c0 && !PLANTED ?"),
+    "first-h": ("s ? state(s - 1) : a->h0 ?", "s ? state(s - 1) : a->h0 && !PLANTED ?"),
+    "last-row": ("if (row < rows()) some(", "if (row < rows() - PLANTED) some("),
+    "last-h": ("a->steps ? state(a->steps - 1) +", "a->steps ? state(a->steps - 1 + PLANTED) +"),
+    "cell": ("low / ((low + 2.0f) * more", "low / ((low + (PLANTED ? 1.0f : 2.0f)) * more"),
+}
 #: Products of pairs of bf16 numbers.
 PAIRS = {
     "parts": ("features, start > 0);", "features, start > 0 && !PLANTED);"),
@@ -247,6 +265,7 @@ _TABLES = {
     "copied product": COPIED_PRODUCT,
     "sums": SUMMED,
     "one sequence": INTERLEAVED | OVERLAPPED,
+    "strips": STRIPS,
     "pairs": PAIRS,
     "fewer bits": VECTORS | WITHOUT_VNNI | PAIRED | NARROW | TILE | TRAINING | MACHINES,
 }

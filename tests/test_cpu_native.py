@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from cpu_builds import FLAGS
 from planted_kernels import KernelPrograms
 
 from kernels.common.recurrence import Backward, Forward, loop_backward, loop_forward
@@ -70,8 +71,10 @@ with torch.no_grad():
 """,
         tmp_path,
     )
+    # Where whole sequences are projected by the walk itself (strips of AVX2), none of it is the projection's 8 MB.
+    size = 262176768 if "avx2" in FLAGS and "avx512f" not in FLAGS else 270565376
     assert out == (
-        "the CPU kernel cannot allocate 270565376 bytes for the states and the output of inner layers\nTrue True\n"
+        f"the CPU kernel cannot allocate {size} bytes for the states and the output of inner layers\nTrue True\n"
     )
 
 

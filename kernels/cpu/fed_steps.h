@@ -11,6 +11,7 @@
 #include "forward.h"
 #include "matrices.h"
 #include "products.h"
+#include "strips.h"
 #include "rows.h"
 #include "status.h"
 #include "team.h"
@@ -52,8 +53,8 @@ struct FedCall {
 namespace {
 
 struct Floats {
-    using Input = Widened<float>;
-    using Recurrent = Widened<float>;
+    using Input = FloatWeights;
+    using Recurrent = FloatWeights;
 };
 
 // Rows of the batch in the order in which they lie in memory: part by part, and in each part the longest first, so that

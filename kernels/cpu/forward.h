@@ -10,6 +10,7 @@
 #include "matrices.h"
 #include "products.h"
 #include "rows.h"
+#include "strips.h"
 #include "summed.h"
 #include "team.h"
 #include "vectors.h"
@@ -106,11 +107,13 @@ inline void add(const M& matrix, int rows, vec (&sums)[most_rows<M>][4], const t
 
 // Sums of these rows: a variable of the caller's, or memory of the thread where they are too many for a small stack.
 template <typename M>
-auto& sums_of(vec (&own)[ROWS][4]) {
-    if constexpr (M::AT_ONCE <= ROWS) {
+constexpr int rows_on_stack = sizeof(vec[most_rows<M>][4]) <= 1536 ? most_rows<M> : 1;
+template <typename M>
+auto& sums_of(vec (&own)[rows_on_stack<M>][4]) {
+    if constexpr (rows_on_stack<M> == most_rows<M>) {
         return own;
     } else {
-        alignas(64) static thread_local vec kept[M::AT_ONCE][4];
+        alignas(64) static thread_local vec kept[most_rows<M>][4];
         return kept;
     }
 }
@@ -119,7 +122,7 @@ auto& sums_of(vec (&own)[ROWS][4]) {
 template <typename W>
 int64_t converted_rows(int64_t batch, bool by_rows, int64_t threads) {
     const int64_t rows = by_rows ? (batch + threads - 1) / threads : batch, whole = W::Recurrent::AT_ONCE;
-    return whole > ROWS ? (rows + whole - 1) / whole * whole : rows;
+    return W::Recurrent::PREPARES && whole > ROWS ? (rows + whole - 1) / whole * whole : rows;
 }
 
 // Bytes of memory of a team beside the tensors: of all threads together, and of each.
@@ -154,7 +157,7 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
             to[r] = a->gates_input + (place.t - start) * a->gi_step + place.b() * a->gi_row;
         }
         const Pieces pieces(height, M::AT_ONCE);
-        vec own_sums[ROWS][4];
+        vec own_sums[rows_on_stack<M>][4];
         auto& sums = sums_of<M>(own_sums);
         for (int64_t block = own.first; block < own.end; ++block) {
             const int64_t unit = block * LANES;
@@ -242,7 +245,7 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
     char* const states_room = room;
     char* const inputs_room = states_room + converted * state_bytes;
     char* const panel_room = inputs_room + converted * input_bytes;
-    vec own_sums[ROWS][4];
+    vec own_sums[rows_on_stack<Recurrent>][4];
     auto& sums = sums_of<Recurrent>(own_sums);
     Recurrent::begin(a->batch * a->steps);
     int64_t start = 0, end = 0;  // steps that gates_input holds

@@ -120,7 +120,9 @@ public:
 // The order of int8 weights that are multiplied as integers: [block][start as int32, then 4 k at a time][gate][lane][4 k],
 // zeros past the end of k.
 struct Int8Order {
-    static constexpr int64_t VECTOR = 4 * LANES;
+    static constexpr int64_t VECTOR = 4 * LANES, GROUP = 4 * VECTOR;
+    // Bytes from a group's weights of gates i and f to those of g and o.
+    static constexpr int64_t apart(int64_t) { return 2 * VECTOR; }
     // Sums of products of an unsigned and a signed byte stay in 32 bits: 65536 * 255 * 127 < 2^31.
     static constexpr int64_t DEEPEST = 65536;
 

@@ -15,6 +15,7 @@
 #include "forward.h"
 #include "matrices.h"
 #include "paired_bytes.h"
+#include "strips.h"
 #include "team.h"
 #include "vectors.h"
 
@@ -22,7 +23,11 @@ namespace {
 
 // Whether one sequence has this walk where weights are kept so.
 template <typename M>
-constexpr bool OVERLAPPED = LANES == 8 && std::is_same_v<M, Widened<float>>;
+constexpr bool OVERLAPPED = false;
+#if defined(HAS_STRIPS)
+template <>
+constexpr bool OVERLAPPED<Strips> = true;
+#endif
 #if defined(HAS_BYTES)
 template <>
 constexpr bool OVERLAPPED<Bytes<1>> = LANES == 8;
@@ -38,7 +43,8 @@ class OverlappedWalk {
     using Input = typename W::Input;
     using Recurrent = typename W::Recurrent;
     using Sum = typename Recurrent::Sum;
-    static constexpr int64_t GATES = 4 * LANES, GROUP = 4 * GATES;  // numbers of four gates, and bytes of a group's weights
+    static constexpr int64_t GATES = 4 * LANES;        // numbers of four gates
+    static constexpr int64_t GROUP = Recurrent::GROUP;  // bytes from a group's weights to the next one's
     static constexpr int64_t AHEAD = 64;              // steps that are projected together
     // Groups of k that are multiplied each time that a cell is interrupted: a group is one k of float32 or four.
     static constexpr int EACH = std::is_same_v<Sum, vec> ? 2 : 1;
@@ -76,8 +82,8 @@ class OverlappedWalk {
             }
             for (int64_t piece = 0, row = 0; row < count; row += pieces[piece], ++piece) {
                 const int rows = pieces[piece];
-                typename Input::Row from[ROWS];
-                vec gates[ROWS][4];
+                typename Input::Row from[most_rows<Input>];
+                vec gates[most_rows<Input>][4];
                 for (int r = 0; r < rows; ++r) {
                     from[r] = inputs[row + r];
                     for (int gate = 0; gate < 4; ++gate) gates[r][gate] = bias[gate];
@@ -90,13 +96,15 @@ class OverlappedWalk {
     }
 
     // Adds a group of k to the sums of a block.
-    static ALWAYS_INLINE void one(Sum (&sums)[4], const char* word, const char* weights) {
+    ALWAYS_INLINE void one(Sum (&sums)[4], const char* word, const char* weights) const {
         const auto x = Recurrent::word(word);
-        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = Recurrent::dot(sums[gate], x, weights + gate * 4 * LANES);
+        const char* const halves[2] = {weights, weights + Recurrent::apart(a->hidden)};
+        UNROLLED for (int gate = 0; gate < 4; ++gate)
+            sums[gate] = Recurrent::dot(sums[gate], x, halves[gate / 2] + gate % 2 * 4 * LANES);
     }
 
     // Adds `count` groups, APART of them at a time to sums of their own, since four are too few to hide the latency of a sum.
-    static void multiply(Sum (&sums)[4], const char* word, const char* weights, int64_t count) {
+    void multiply(Sum (&sums)[4], const char* word, const char* weights, int64_t count) const {
         constexpr int APART = Recurrent::APART;
         Sum own[APART][4] = {};
         UNROLLED for (int gate = 0; gate < 4; ++gate) own[0][gate] = sums[gate];

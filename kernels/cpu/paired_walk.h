@@ -37,31 +37,29 @@ ALWAYS_INLINE void powers(const vec (&x)[N], Exponential (&to)[N]) {
 }
 
 constexpr float LOG2_E = 1.44269502162933349609375f;
-// What the gates are multiplied by before they come to `cells_by_three`.
+// What the gates are multiplied by before they come to `cells_of_powers`.
 constexpr float GATE_BY[4] = {-LOG2_E, -LOG2_E, -2 * LOG2_E, -LOG2_E};
 
 // h of N vectors of units and c, from their gates before the nonlinearities, times GATE_BY. By three divisions: i * tanh(g) is
 // one, and o * tanh(c) another. Nothing cancels near zero.
 template <int N>
-ALWAYS_INLINE void cells_by_three(const vec (&gates)[N][4], vec (&c)[N], vec (&h)[N]) {
-    const auto less = [](const Exponential& e) { return e.scale * e.p + (e.scale - 1.0f); };
-    const auto more = [](const Exponential& e) { return e.scale * e.p + (e.scale + 1.0f); };
+ALWAYS_INLINE void cells_of_powers(const vec (&gates)[N][4], vec (&c)[N], vec (&h)[N]) {
     vec added[N], under[N], x[N];
     UNROLLED for (int j = 0; j < N; ++j) {
         Exponential both[2];
         powers<2>({gates[j][0], gates[j][2]}, both);
-        const vec low = less(both[1]);
-        added[j] = low / ((low + 2.0f) * more(both[0]));
+        const vec low = both[1].less();
+        added[j] = low / ((low + 2.0f) * both[0].more());
     }
     Exponential e[N];
     UNROLLED for (int j = 0; j < N; ++j) x[j] = gates[j][1];
     powers<N>(x, e);
-    UNROLLED for (int j = 0; j < N; ++j) c[j] = c[j] / more(e[j]) - added[j], x[j] = gates[j][3];
+    UNROLLED for (int j = 0; j < N; ++j) c[j] = c[j] / e[j].more() - added[j], x[j] = gates[j][3];
     powers<N>(x, e);
-    UNROLLED for (int j = 0; j < N; ++j) under[j] = more(e[j]), x[j] = c[j] * (-2 * LOG2_E);
+    UNROLLED for (int j = 0; j < N; ++j) under[j] = e[j].more(), x[j] = c[j] * (-2 * LOG2_E);
     powers<N>(x, e);
     UNROLLED for (int j = 0; j < N; ++j) {
-        const vec low = less(e[j]);
+        const vec low = e[j].less();
         h[j] = low / ((-2.0f - low) * under[j]);
     }
 }
@@ -221,7 +219,7 @@ class PairedWalk {
                     }
                     c[j] = load(c_at + of * LANES);
                 }
-                cells_by_three<2>(gates, c, h);
+                cells_of_powers<2>(gates, c, h);
                 UNROLLED for (int j = 0; j < 2; ++j) {
                     const int64_t next = j && both, r = ALONE ? 0 : row + next, unit = (block + (ALONE ? next : 0)) * LANES;
                     store(c_at + (ALONE ? next : r) * LANES, c[j]);

@@ -101,24 +101,6 @@ inline void pack_rows(const float* weight, float* packed, int64_t hidden, int64_
             }
     }
 }
-#elif defined(__AVX2__)
-// The same, eight rows at a time, to [block][k][gate][lane].
-inline void pack_rows(const float* weight, float* packed, int64_t hidden, int64_t depth) {
-    for (int64_t block = 0; block < (hidden + LANES - 1) / LANES; ++block)
-        for (int64_t gate = 0; gate < 4; ++gate)
-            for (int64_t k = 0; k < depth; k += LANES) {
-                const int n = static_cast<int>(depth - k < LANES ? depth - k : LANES);
-                __m256 r[LANES];
-                UNROLLED for (int lane = 0; lane < LANES; ++lane) {
-                    const int64_t unit = block * LANES + lane;
-                    r[lane] = unit < hidden ? (__m256)load(weight + (gate * hidden + unit) * depth + k, n) : __m256{};
-                }
-                transpose(r);
-                float* const to = packed + ((block * depth + k) * 4 + gate) * LANES;
-                UNROLLED for (int i = 0; i < LANES; ++i)
-                    if (i < n) store(to + i * 4 * LANES, (vec)r[i]);
-            }
-}
 #endif
 
 // weight (outputs, depth) of a linear layer to [four vectors of outputs][k][vector][lane], zeros past the last output: what

@@ -198,7 +198,7 @@ bool run(int64_t threads) {
     const auto packed = [&parts](int64_t count) { return parts.emplace_back(count).data(); };
     const auto bias = [&problem](int64_t place) { return problem.biased ? problem.given[place].data() : nullptr; };
     for (int64_t layer = 0; layer < a.layers; ++layer) {
-        using M = Widened<float>;
+        using M = FloatWeights;
         const int64_t features = layer ? a.hidden : a.width(), place = LAYERS + 4 * layer;
         float* const ih = packed(M::size(a.hidden, features) / 4);
         float* const hh = packed(M::size(a.hidden, a.hidden) / 4);

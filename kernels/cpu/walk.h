@@ -14,6 +14,7 @@
 #include "overlapped.h"
 #include "pair_walk.h"
 #include "paired_walk.h"
+#include "strip_walk.h"
 #include "tile_walk.h"
 #include "weights.h"
 
@@ -24,6 +25,11 @@ template <typename W>
 using OneSequence = std::conditional_t<OVERLAPS<W>, OverlappedWalk<W>, InterleavedWalk<W>>;
 template <typename W>
 constexpr bool WALKS_ALONE = OVERLAPS<W> || W::Recurrent::INTERLEAVES;
+
+#if defined(HAS_STRIPS)
+template <typename W>
+constexpr bool STRIPS = std::is_same_v<typename W::Recurrent, Strips>;
+#endif
 
 #if defined(HAS_SUMS)
 // The way by which float32 is multiplied by sums, and whether a walk takes it.
@@ -79,6 +85,10 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
             if constexpr (std::is_same_v<typename W::Recurrent, PairedBytes<7>>)
                 if (features >= 0) enlarge(PairedWalk::room(batch, hidden, features, by_rows, threads));
 #endif
+#if defined(HAS_STRIPS)
+            if constexpr (STRIPS<W>)
+                if (StripWalk::serves(batch, hidden, features, by_rows, threads)) enlarge(StripWalk::room(batch, hidden, by_rows, threads));
+#endif
             if constexpr (WALKS_ALONE<W>)
                 if (is_one_sequence(batch, hidden, features, by_rows, threads) && OneSequence<W>::serves(hidden))
                     enlarge(OneSequence<W>::room(hidden, features, threads));
@@ -115,6 +125,9 @@ inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t hidden, int64
 #if defined(HAS_PAIRED_PRODUCTS)
         if (std::is_same_v<typename decltype(way)::Recurrent, PairedBytes<7>> && whole && hidden > 0) return false;
 #endif
+#if defined(HAS_STRIPS)
+        if (STRIPS<decltype(way)> && whole && StripWalk::serves(batch, hidden, features, by_rows, threads)) return false;
+#endif
 #if defined(HAS_BYTE_TILES)
         if (std::is_same_v<typename decltype(way)::Recurrent, ByteTiles<1>> && BytePlan::serves(batch, by_rows, threads)) return false;
 #endif
@@ -147,6 +160,10 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
 #if defined(HAS_PAIRS)
             if constexpr (std::is_same_v<typename W::Recurrent, Pairs> && in_part(BF16_TRAINED))
                 if (a->gates) return PairWalk(a, lengths, barrier, memory, own, thread, threads).run();
+#endif
+#if defined(HAS_STRIPS)
+            if constexpr (STRIPS<W>)
+                if (StripWalk::serves(a, threads)) return StripWalk(a, barrier, own, thread, threads).run();
 #endif
             if constexpr (WALKS_ALONE<W>)
                 if (is_one_whole_sequence(a, threads) && OneSequence<W>::serves(a->hidden))

@@ -14,6 +14,7 @@
 #include "matrices.h"
 #include "paired_bytes.h"
 #include "status.h"
+#include "strips.h"
 #include "summed.h"
 #include "vectors.h"
 
@@ -87,7 +88,7 @@ R with_way(int64_t kept, F use) {
         if (kept == W8A8) return use(Way<Bytes<1>, Bytes<1>>());
 #endif
     if constexpr (in_part(FP32))
-        if (WHOLE || kept == FP32) return use(Way<Widened<float>, Widened<float>>());
+        if (WHOLE || kept == FP32) return use(Way<FloatWeights, FloatWeights>());
     throw std::invalid_argument("weights kept so are multiplied by another part of the kernel");
 }
 
@@ -158,7 +159,7 @@ inline void kept_as(uint16_t* to, float x) { *to = to_bfloat16(x); }
 // weight (4H, depth) to [block][k][gate][lane], zeros past H.
 template <typename W>
 void pack(Widened<W>*, const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth) {
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__AVX512F__)
     if constexpr (std::is_same_v<W, float>) return pack_rows(weight, static_cast<float*>(packed), hidden, depth);
 #endif
     for (int64_t unit = 0; unit < (hidden + LANES - 1) / LANES * LANES; ++unit)
