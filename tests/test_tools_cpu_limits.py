@@ -55,15 +55,34 @@ def test_no_kept_time_beats_its_limit(run: str) -> None:
         assert least < times[case.batch, case.hidden]
 
 
+#: Ceilings of which something is missing or no number.
+BROKEN = {
+    "nothing": {},
+    "a list": [],
+    "no rates": {"threads": 1, "flops_per_s": {}, "bytes_per_s": {}},
+    "no threads": {name: rates for name, rates in CEILINGS.items() if name != "threads"},
+    "no fp32": CEILINGS | {"flops_per_s": {}},
+    "other sets": CEILINGS | {"bytes_per_s": {"large": 1e9}},
+    "no numbers": CEILINGS | {"flops_per_s": {"fp32": "fast"}},
+}
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
-    [("none", "No such file or directory"), (".", "environment.json: No such file"), ("text", "has no ceilings")],
+    [
+        ("none", "No such file or directory"),
+        (".", "environment.json: No such file"),
+        ("text", "has no ceilings"),
+        *((part, "has no ceilings") for part in BROKEN),
+    ],
 )
 def test_what_is_no_run_is_one_line_that_says_what_was_expected(
     given: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither a missing file nor a folder without a run shows an exception of Python's."""
     (tmp_path / "text").write_text("no JSON", encoding="utf-8")
+    for name, part in BROKEN.items():
+        (tmp_path / name).write_text(json.dumps({"ceilings": {"cpu": part}}), encoding="utf-8")
     assert limits.main([str(tmp_path / given)]) == 2
     said = capsys.readouterr().err
     assert told in said

@@ -123,21 +123,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder of a run, or its environment.json: has the rates",
     )
     options = parser.parse_args(arguments)
-    ceilings = None
+    ceilings, said = None, ""
     if options.environment is not None:
         file = options.environment
         file = file / "environment.json" if file.is_dir() else file
         try:
             ceilings = json.loads(file.read_text(encoding="utf-8"))["ceilings"]["cpu"]
+            said = f"On {ceilings['threads']} thread{'s' * (ceilings['threads'] != 1)}, by {file}.\n\n"
+            said += table(ceilings)
         except OSError as error:
             print(f"error: {file}: {error.strerror}; expected {EXPECTED}", file=sys.stderr)
             return 2
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
             print(f"error: {file} has no ceilings of a CPU; expected {EXPECTED}", file=sys.stderr)
             return 2
-        threads = ceilings["threads"]
-        print(f"On {threads} thread{'s' * (threads != 1)}, by {file}.\n")
-    print(table(ceilings))
+    print(said or table(None))
     return 0
 
 
