@@ -40,8 +40,7 @@ PRODUCTS = re.compile(
     r"Summed::add_sums<\d, |Strips::(one_strip|both_strips)<|Widened<.*>::add\(|\b(product|pair_product|outer)<"
 )
 MULTIPLIES = re.compile(r"vfn?madd|vpdp|vdpbf16|vpmadd")
-#: Of a loop that takes the time; sixteen registers hold the sums of eight products a turn and more. What is not a fifth of a
-#: loop, does not take its time.
+#: Products of a loop that takes the time, of which they are a fifth or more; sixteen registers hold the sums of eight.
 LEAST = 16 if "avx512f" in build.cpu_flags().split() else 8
 STACK = r"-?(0x)?[0-9a-f]*\(%r[sb]p\)"
 USES_STACK = re.compile(rf"vmov\w+\s+(%[xyz]mm\d+,{STACK}|{STACK},%[xyz]mm)")

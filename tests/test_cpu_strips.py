@@ -69,27 +69,27 @@ def test_whole_sequences_are_the_equations(  # noqa: PLR0913, PLR0917 - what hyp
 
 @pytest.mark.parametrize("target", [build.NATIVE if _ALONE else NARROW])
 def test_gates_at_their_ends_and_no_numbers_stay_what_they_are(target: str) -> None:
-    """One division of two gates: neither overflows where the other is small, and what is no number spoils its row alone.
+    """One division for two gates overflows only where one is below 1e-29, and what is no number stays none.
 
-    A gate i of sigmoid(-9) times tanh(-60) is -1.2e-4, and not 0 over infinity.
+    A gate i of sigmoid(-9) times tanh(-60) is -1.2e-4, and one of sigmoid(-66.6) times -1 is -1.2e-29.
     """
     lstm = LSTM(1, 8, bias=False, implementation="cpu-fused")
     with torch.no_grad():
         lstm.weight_hh_l0.zero_()
         for gate, weight in enumerate((-9.0, 1.0, -60.0, 1.0)):
             lstm.weight_ih_l0[8 * gate : 8 * gate + 8] = weight
-    x = torch.tensor([1.0, -1.0, 0.0, 1e4, -1e4, float("inf"), float("nan"), 1e-30]).view(1, -1, 1)
+    ends = [1.0, -1.0, 0.0, 6.5, 7.4, 1e4, -1e4, float("inf"), float("nan"), 1e-30]
+    x = torch.tensor(ends).view(1, -1, 1)
     with built_for(target, 1), torch.inference_mode():
         _, (h, c) = lstm(x)
     gates = x[0].double() * torch.tensor([-9.0, 1.0, -60.0, 1.0])
-    i, f, g, o = (value for value in (gates[:, :1].sigmoid(), gates[:, 1:2], gates[:, 2:3].tanh(), gates[:, 3:].sigmoid()))
-    del f  # times a state of zeros
-    for found, right in ((c[0], i * g), (h[0], o * (i * g).tanh())):
-        torch.testing.assert_close(found.double(), right.expand(-1, 8), rtol=1e-5, atol=1e-25, equal_nan=True)
+    right = gates[:, :1].sigmoid() * gates[:, 2:3].tanh()
+    for found, expected in ((c[0], right), (h[0], gates[:, 3:].sigmoid() * right.tanh())):
+        torch.testing.assert_close(found.double(), expected.expand(-1, 8), rtol=1e-5, atol=1e-29, equal_nan=True)
 
 
-#: Several sequences each way from a given state over several chunks of steps, rows in six and fewer, weights of which one
-#: strip fills the nearest cache, and one sequence of which a single step is left to project.
+#: Several sequences each way from a given state over several chunks of steps, rows in six and fewer, weights of which
+#: one strip fills the nearest cache, and one sequence of which a single step is left to project.
 _PROBE = """
 import torch
 from kernels.lstm import LSTM

@@ -29,11 +29,11 @@ class StripWalk {
         int64_t rows, blocks, chunk;  // at most: rows of a step, blocks of units, steps projected at a time
         int64_t projected, cells, bias, own;
 
-        Plan(int64_t batch, int64_t hidden, bool by_rows, int64_t threads) {
+        Plan(int64_t batch, int64_t steps, int64_t hidden, bool by_rows, int64_t threads) {
             const int64_t all = (hidden + LANES - 1) / LANES;
             rows = std::max<int64_t>(1, by_rows ? (batch + threads - 1) / threads : batch);
             blocks = by_rows ? all : (all + threads - 1) / threads;
-            chunk = std::max<int64_t>(1, ROWS_AHEAD / rows);
+            chunk = std::max<int64_t>(1, std::min(steps, ROWS_AHEAD / rows));
             projected = 0;
             cells = projected + rounded(blocks * chunk * rows * GATES * 4);
             bias = cells + rounded(blocks * rows * LANES * 4);
@@ -181,13 +181,13 @@ public:
     }
 
     // Of each thread.
-    static Room room(int64_t batch, int64_t hidden, bool by_rows, int64_t threads) {
-        return {0, Plan(batch, hidden, by_rows, threads).own};
+    static Room room(int64_t batch, int64_t steps, int64_t hidden, bool by_rows, int64_t threads) {
+        return {0, Plan(batch, steps, hidden, by_rows, threads).own};
     }
 
     // `room` is the thread's own.
     StripWalk(const Forward* a, Barrier& barrier, char* room, int thread, int threads)
-        : a(a), barrier(barrier), thread(thread), threads(threads), plan(a->batch, a->hidden, a->by_rows, threads),
+        : a(a), barrier(barrier), thread(thread), threads(threads), plan(a->batch, a->steps, a->hidden, a->by_rows, threads),
           input(a->packed_ih, nullptr, a->hidden, a->features), recurrent(a->packed, nullptr, a->hidden, a->hidden),
           mine(share(a->batch, a->by_rows, thread, threads)),
           own(share((a->hidden + LANES - 1) / LANES, !a->by_rows, thread, threads)),

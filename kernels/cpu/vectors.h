@@ -240,12 +240,12 @@ ALWAYS_INLINE vec tanh_of(vec x) {
 
 // h of N vectors of units from their gates before the nonlinearities, and c, by three divisions in place of five: with I =
 // exp(-i) and G = exp(-2 g), i * g becomes -(G - 1) / ((G - 1 + 2) (I + 1)), and o * tanh(c) likewise. Nothing cancels near zero.
-// At exp(30) tanh has long been one; what that times I + 1 must be to be infinite is 1e38, and then i adds nothing to a state.
+// exp(20), from which on tanh is one, times I + 1 is infinite where i is below 1e-29, which is then taken for zero.
 template <int N, typename Between>
 ALWAYS_INLINE void cells_by_three(const vec (&gates)[N][4], vec (&c)[N], vec (&h)[N], Between between) {
     vec added[N], under[N];
     const auto more = [](vec x) { return exponential<-1, 87, false>(x).more(); };
-    const auto less = [](vec x) { return exponential<-2, 30, false>(x).less(); };
+    const auto less = [](vec x) { return exponential<-2, 20, false>(x).less(); };
     UNROLLED for (int j = 0; j < N; ++j) {
         const vec low = less(gates[j][2]);
         between(), between();

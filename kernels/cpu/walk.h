@@ -87,7 +87,7 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
 #endif
 #if defined(HAS_STRIPS)
             if constexpr (STRIPS<W>)
-                if (StripWalk::serves(batch, hidden, features, by_rows, threads)) enlarge(StripWalk::room(batch, hidden, by_rows, threads));
+                if (StripWalk::serves(batch, hidden, features, by_rows, threads)) enlarge(StripWalk::room(batch, steps, hidden, by_rows, threads));
 #endif
             if constexpr (WALKS_ALONE<W>)
                 if (is_one_sequence(batch, hidden, features, by_rows, threads) && OneSequence<W>::serves(hidden))

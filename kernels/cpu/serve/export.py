@@ -26,8 +26,8 @@ PRECISIONS = tuple(name for name in STORAGE if name != "split")
 FILES = ("seq2seq_lstm.h", "seq2seq_lstm.cpp", "example.c", "example.py", "Makefile")
 HEADERS = (
     "byte_tiles", "byte_walk", "forward", "integers", "interleaved", "matrices", "overlapped", "pair_walk",
-    "paired_bytes", "paired_walk", "pairs", "processor", "products", "rows", "status", "strip_walk", "strips", "summed", "team",
-    "tile_walk", "tiles", "vectors", "walk", "weights",
+    "paired_bytes", "paired_walk", "pairs", "processor", "products", "rows", "status", "strip_walk", "strips", "summed",
+    "team", "tile_walk", "tiles", "vectors", "walk", "weights",
 )  # fmt: skip
 _PARAMETER = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?$")
 
