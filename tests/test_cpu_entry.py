@@ -76,13 +76,13 @@ def test_a_plain_step_is_taken_at_any_batch(lstm: LSTM, batch: int) -> None:
 
 @pytest.mark.usefixtures("_no_gradients")
 def test_a_step_takes_resets(lstm: LSTM) -> None:
-    """A row that begins anew is what it is from a state of zeros."""
+    """A row that begins anew is what it is from a state of zeros, up to a roundoff: resets may have another walk."""
     x, h, c = _step_inputs()
     zeros = torch.zeros(LAYERS, BATCH, HIDDEN)
     expected = _step(lstm, x, zeros.clone(), zeros.clone())
     found = _step(lstm, x, h, c, torch.tensor([False, True]))
-    assert torch.equal(found[1], expected[1])
-    assert not torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-7)
+    assert (found[0] - expected[0]).abs().max() > 1e-3
 
 
 WATCHERS = {

@@ -15,7 +15,8 @@ from planted_decoder_defects import DEFECTS
 from planted_kernels import NOTHING
 from torch import Tensor
 
-from kernels.cpu import build, decoder, decoder_training
+from kernels.cpu import build, decoder, decoder_training, fused
+from kernels.cpu.packing import TRAINED
 from seq2seq.layers.padding import valid_mask
 from seq2seq.models.attention import AttentionConfig, AttentionSeq2Seq
 
@@ -277,6 +278,8 @@ UNSERVED = {
 @pytest.mark.parametrize("why", UNSERVED)
 def test_who_is_not_served_is_trained_by_the_models_own_loop(why):
     """And its choices say why."""
+    if why == "autocast" and fused.storage_hindrance(TRAINED):
+        pytest.skip("without products of bf16 the kernel refuses autocast by name, whatever the decoder")
     change, word = UNSERVED[why]
     config = dataclasses.replace(KINDS["general"])
     model, (source, target, *_) = trained(config, 2), problem(config, 3, 4, 2, differ=False)
