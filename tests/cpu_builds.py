@@ -124,3 +124,22 @@ def built_for(target: str, threads: int) -> Iterator[None]:
     """Run the kernel as built for a target, by a team of a size, however small the problem."""
     with run_by(functools.partial(_compiled_once, target), threads):
         yield
+
+
+def assert_gives_twice(
+    ours: torch.nn.Module,
+    truth: torch.nn.Module,
+    x: torch.Tensor,
+    state: tuple[torch.Tensor, ...] | None,
+    target: str,
+    threads: int,
+    allowed: float,
+) -> None:
+    """Compare a call of ours, and the same call again, with what the equations give in float64."""
+    with torch.inference_mode():
+        expected, states = truth(x.double(), state and tuple(value.double() for value in state))
+        with built_for(target, threads):
+            found = [ours(x, state) for _ in range(2)]
+    for output, own in found:
+        for value, right in zip((output, *own), (expected, *states), strict=True):
+            torch.testing.assert_close(value.double(), right, rtol=0, atol=allowed)

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import BYTE_INPUTS, FAR, FLAGS, LITTLE, OTHERS, QUICK, TARGETS, built_for
+from cpu_builds import BYTE_INPUTS, FAR, FLAGS, LITTLE, OTHERS, QUICK, TARGETS, assert_gives_twice
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_defects import INTERLEAVED, OVERLAPPED
@@ -54,15 +54,7 @@ def test_one_sequence_is_the_equations(  # noqa: PLR0913, PLR0917 - what hypothe
     ours.load_state_dict(truth.state_dict())
     x = torch.rand(steps, 1, features) - 0.5
     state = tuple(torch.rand(2, 2, 1, hidden) - 0.5) if given else None
-    with torch.inference_mode():
-        expected, states = truth(x.double(), state and tuple(value.double() for value in state))
-        with built_for(target, threads):
-            found = [ours(x, state) for _ in range(2)]
-    for output, own in found:
-        for value, right in zip((output, *own), (expected, *states), strict=True):
-            torch.testing.assert_close(
-                value.double(), right, rtol=0, atol=ALLOWED["int8" if storage == "w8a8" else storage]
-            )
+    assert_gives_twice(ours, truth, x, state, target, threads, ALLOWED["int8" if storage == "w8a8" else storage])
 
 
 _WIDE = "avx512f" in build.cpu_flags().split()

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import FLAGS, NARROW, built_for
+from cpu_builds import FLAGS, NARROW, assert_gives_twice, built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_defects import STRIPS
@@ -58,13 +58,7 @@ def test_whole_sequences_are_the_equations(  # noqa: PLR0913, PLR0917 - what hyp
     ours.load_state_dict(truth.state_dict())
     x = torch.rand((batch, steps, features) if batch_first else (steps, batch, features)) - 0.5
     state = tuple(torch.rand(2, 2, batch, hidden) - 0.5) if given else None
-    with torch.inference_mode():
-        expected, states = truth(x.double(), state and tuple(value.double() for value in state))
-        with built_for(target, threads):
-            found = [ours(x, state) for _ in range(2)]
-    for output, own in found:
-        for value, right in zip((output, *own), (expected, *states), strict=True):
-            torch.testing.assert_close(value.double(), right, rtol=0, atol=1e-5)
+    assert_gives_twice(ours, truth, x, state, target, threads, 1e-5)
 
 
 @pytest.mark.parametrize("target", [build.NATIVE if _ALONE else NARROW])

@@ -35,39 +35,20 @@ constexpr bool WHOLE = true;
 constexpr bool in_part(int64_t) { return true; }
 #endif
 
-// Weights of type W, widened to float32 as they are read. `scale` (4H,) belongs to int8 and is null otherwise.
-template <typename W>
-class Widened {
-    const W* packed;
-    const float* scale;
-    int64_t hidden, depth;
-    static constexpr bool SHARES = HALVES && std::is_same_v<W, float>;  // two gates a vector, where few units are left
-
-public:
-    static constexpr bool PREPARES = false, TILED = false, THREE_DIVISIONS = false;
-    static constexpr bool INTERLEAVES = std::is_same_v<W, float> && LANES == 16;
-    static constexpr int AT_ONCE = ROWS, WORDS = 1, APART = 2;
+// What weights that are multiplied in float32 have in common: rows stay where they lie, and a group is one k.
+struct FloatGroups {
+    static constexpr bool PREPARES = false, TILED = false;
+    static constexpr int WORDS = 1, APART = 2;
     using Row = const float*;
     using Sum = vec;
     using Word = vec;
 
-    Widened(const void* packed, const float* scale, int64_t hidden, int64_t depth)
-        : packed(static_cast<const W*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
-    static int64_t size(int64_t hidden, int64_t depth) {
-        const int64_t blocks = (hidden + LANES - 1) / LANES;
-        const int64_t vectors = 4 * blocks - (SHARES && blocks && half_a_vector(hidden, blocks - 1) ? 2 : 0);
-        return vectors * LANES * depth * static_cast<int64_t>(sizeof(W));
-    }
     static int64_t row_bytes(int64_t) { return 0; }
     static void begin(int64_t) {}
     static void end(int64_t) {}
     Row prepare(const float* from, char*) const { return from; }
 
-    static bool whole_blocks(int64_t hidden) { return !SHARES || !half_a_vector(hidden, (hidden - 1) / LANES); }
     static int64_t groups(int64_t depth) { return depth; }
-    const char* groups_of(int64_t block) const {
-        return reinterpret_cast<const char*>(packed + block * depth * 4 * LANES);
-    }
     ALWAYS_INLINE void start(Sum (&sums)[WORDS][4], int64_t) const {
         UNROLLED for (int gate = 0; gate < 4; ++gate) sums[0][gate] = vec{};
     }
@@ -83,6 +64,31 @@ public:
     }
     ALWAYS_INLINE void finish(vec (&to)[4], const Sum (&sums)[WORDS][4], Row, int64_t) const {
         UNROLLED for (int gate = 0; gate < 4; ++gate) to[gate] += sums[0][gate];
+    }
+};
+
+// Weights of type W, widened to float32 as they are read. `scale` (4H,) belongs to int8 and is null otherwise.
+template <typename W>
+class Widened : public FloatGroups {
+    const W* packed;
+    const float* scale;
+    int64_t hidden, depth;
+    static constexpr bool SHARES = HALVES && std::is_same_v<W, float>;  // two gates a vector, where few units are left
+
+public:
+    static constexpr bool THREE_DIVISIONS = false, INTERLEAVES = std::is_same_v<W, float> && LANES == 16;
+    static constexpr int AT_ONCE = ROWS;
+
+    Widened(const void* packed, const float* scale, int64_t hidden, int64_t depth)
+        : packed(static_cast<const W*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
+    static int64_t size(int64_t hidden, int64_t depth) {
+        const int64_t blocks = (hidden + LANES - 1) / LANES;
+        const int64_t vectors = 4 * blocks - (SHARES && blocks && half_a_vector(hidden, blocks - 1) ? 2 : 0);
+        return vectors * LANES * depth * static_cast<int64_t>(sizeof(W));
+    }
+    static bool whole_blocks(int64_t hidden) { return !SHARES || !half_a_vector(hidden, (hidden - 1) / LANES); }
+    const char* groups_of(int64_t block) const {
+        return reinterpret_cast<const char*>(packed + block * depth * 4 * LANES);
     }
 
     // `add` to sums of a whole block of float32 which asks for the lines from `ahead` on meanwhile. In a function of its own:

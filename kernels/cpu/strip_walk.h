@@ -21,21 +21,20 @@ namespace {
 #if defined(HAS_STRIPS)
 class StripWalk {
     static constexpr int64_t GATES = 4 * LANES;
-        static constexpr int64_t ROWS_AHEAD = 64;  // rows of x that are projected together, unless a step has more
+    static constexpr int64_t ROWS_AHEAD = 64;  // rows of x that are projected together, unless a step has more
     static constexpr int64_t FIRST_CACHE = 16 << 10;  // bytes that stay in the nearest cache beside what they are multiplied with
 
     // How a thread goes through its rows, and where in its memory everything lies, in bytes.
     struct Plan {
         int64_t rows, blocks, chunk;  // at most: rows of a step, blocks of units, steps projected at a time
-        int64_t projected, cells, bias, own;
+        int64_t cells, bias, own;     // behind what is projected
 
         Plan(int64_t batch, int64_t steps, int64_t hidden, bool by_rows, int64_t threads) {
             const int64_t all = (hidden + LANES - 1) / LANES;
             rows = std::max<int64_t>(1, by_rows ? (batch + threads - 1) / threads : batch);
             blocks = by_rows ? all : (all + threads - 1) / threads;
             chunk = std::max<int64_t>(1, std::min(steps, ROWS_AHEAD / rows));
-            projected = 0;
-            cells = projected + rounded(blocks * chunk * rows * GATES * 4);
+            cells = rounded(blocks * chunk * rows * GATES * 4);
             bias = cells + rounded(blocks * rows * LANES * 4);
             own = bias + rounded(blocks * GATES * 4);
         }
@@ -191,7 +190,7 @@ public:
           input(a->packed_ih, nullptr, a->hidden, a->features), recurrent(a->packed, nullptr, a->hidden, a->hidden),
           mine(share(a->batch, a->by_rows, thread, threads)),
           own(share((a->hidden + LANES - 1) / LANES, !a->by_rows, thread, threads)),
-          projected(reinterpret_cast<float*>(room + plan.projected)), cells(reinterpret_cast<float*>(room + plan.cells)),
+          projected(reinterpret_cast<float*>(room)), cells(reinterpret_cast<float*>(room + plan.cells)),
           bias(reinterpret_cast<float*>(room + plan.bias)) {}
 
     // In a function of its own, since the frames of all types together would be too large for a small stack.

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "matrices.h"
 #include "vectors.h"
@@ -17,48 +16,24 @@ namespace {
 #if defined(HAS_STRIPS)
 
 // Order: [block][gates i and f, g and o][k][gate][lane].
-class Strips {
+class Strips : public FloatGroups {
     const float* packed;
     int64_t depth;
 
     static constexpr int64_t GATES = 4 * LANES, STEP = 2 * LANES;  // numbers of four gates, and of a k of a strip
 
 public:
-    static constexpr bool PREPARES = false, TILED = false, THREE_DIVISIONS = true, INTERLEAVES = false;
-    static constexpr int AT_ONCE = 6, WORDS = 1, APART = 2;
+    static constexpr bool THREE_DIVISIONS = true, INTERLEAVES = false;
+    static constexpr int AT_ONCE = 6;
     static constexpr int64_t GROUP = 4 * STEP;  // bytes of a strip's group
-    using Row = const float*;
-    using Sum = vec;
-    using Word = vec;
 
     Strips(const void* packed, const float*, int64_t, int64_t depth) : packed(static_cast<const float*>(packed)), depth(depth) {}
     static int64_t size(int64_t hidden, int64_t depth) { return (hidden + LANES - 1) / LANES * 4 * LANES * depth * 4; }
-    static int64_t row_bytes(int64_t) { return 0; }
-    static void begin(int64_t) {}
-    static void end(int64_t) {}
-    Row prepare(const float* from, char*) const { return from; }
-
     static bool whole_blocks(int64_t) { return true; }
-    static int64_t groups(int64_t depth) { return depth; }
     const char* groups_of(int64_t block) const { return reinterpret_cast<const char*>(strips_of(block)); }
     int64_t block_bytes() const { return 2 * apart(depth); }
     // Bytes from the weights of gates i and f to those of g and o.
     static int64_t apart(int64_t depth) { return depth * GROUP; }
-    ALWAYS_INLINE void start(Sum (&sums)[WORDS][4], int64_t) const {
-        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[0][gate] = vec{};
-    }
-    const char* words(Row row, int) const { return reinterpret_cast<const char*>(row); }
-    static ALWAYS_INLINE Word word(const char* p) {
-        float x;
-        std::memcpy(&x, p, 4);
-        return all(x);
-    }
-    static ALWAYS_INLINE Sum dot(Sum sum, Word word, const char* weights) {
-        return sum + word * load(reinterpret_cast<const float*>(weights));
-    }
-    ALWAYS_INLINE void finish(vec (&to)[4], const Sum (&sums)[WORDS][4], Row, int64_t) const {
-        UNROLLED for (int gate = 0; gate < 4; ++gate) to[gate] += sums[0][gate];
-    }
 
     void add(int rows, vec (&sums)[AT_ONCE][4], const Row (&a)[AT_ONCE], int64_t block) const {
         float* const at = reinterpret_cast<float*>(sums);
