@@ -75,7 +75,7 @@ class LSTM(nn.RNNBase):
             switch for products, and a module that flips it would change what other threads compute. `vendor`
             follows `torch.backends.cudnn.rnn.fp32_precision` in any case.
         weight_storage: how `cpu-fused` keeps its weights between calls: `fp32`, `bf16`, `int8` with a scale per row,
-            `w8a8`, which rounds the input to 8 bits too and needs a processor with VNNI, or `split`, each weight as
+            `w8a8`, which rounds the input to 8 bits too (without VNNI to 7) and needs AVX2, or `split`, each weight as
             the sum of two bf16 numbers, which needs AMX.
             Where the processor has AVX512-BF16, it multiplies bf16 weights in bf16 with float32 sums. Where it has
             AVX2, it multiplies int8 weights in integers with exact sums: with VNNI x is rounded to 16 bits and h to 8,

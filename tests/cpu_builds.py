@@ -54,9 +54,9 @@ if "avx512_bf16" in build.cpu_flags():
 #: Builds with how each can keep its weights in fewer bits: split in two parts needs tiles.
 KEPT = [(target, storage) for target in FEWER_BITS for storage in ("bf16", "int8")]
 KEPT += [(f"{target} {LITTLE}", "int8") for target in OTHERS]
-#: Inputs in 8 bits too need VNNI.
-BYTE_INPUTS = [build.NATIVE] if {"avx512_vnni", "avx_vnni"} & set(FLAGS) else []
-BYTE_INPUTS += [f"{target} {LITTLE}" for target in OTHERS if target == NARROW_VNNI]
+#: Inputs in 8 bits too need products of bytes: VNNI's, or those of AVX2, which have 7.
+BYTE_INPUTS = [target for target in TARGETS if target != NARROWEST] if "avx2" in FLAGS else []
+BYTE_INPUTS += [f"{target} {LITTLE}" for target in OTHERS]
 KEPT += [(target, "w8a8") for target in BYTE_INPUTS]
 _TILED = [TILES, *([build.NATIVE] if "amx_bf16" in build.cpu_flags() else [])]
 KEPT += [(target, "split") for target in FEWER_BITS if target in _TILED]

@@ -74,8 +74,9 @@ check = test_many_steps_are_those_of_parts.hypothesis.inner_test
 try:
     for batch, hidden in ((1, 290), (3, 40)):
         for reverse in (False, True):
-            check(target=build.library.__defaults__[0], batch=batch, parts=[3, 40, 30], features=300, hidden=hidden,
-                  threads=1, reverse=reverse, seed=0, storage="int8")
+            for storage in ("int8", "w8a8"):
+                check(target=build.library.__defaults__[0], batch=batch, parts=[3, 40, 30], features=300, hidden=hidden,
+                      threads=1, reverse=reverse, seed=0, storage=storage)
     for biases, cell in SATURATED:
         check_saturated(build.library.__defaults__[0], "int8", biases, cell, 2, 8)
 except AssertionError as error:

@@ -198,7 +198,9 @@ def explain(  # noqa: C901 - a part after the other
     if by and not kept:
         parts.append(f"multiplied by {' and '.join(sorted(by))}")
     if kept:
-        what = "weights and inputs in int8" if kept == "w8a8" else f"weights kept in {kept}"
+        # Products of bytes without VNNI have room for 7 bits of an input.
+        inputs = 7 if any(name.endswith("-int8") for name in by) else 8
+        what = f"weights in int8, inputs in {inputs} bits" if kept == "w8a8" else f"weights kept in {kept}"
         parts.append(f"{what}, multiplied by {' and '.join(sorted(by)) or 'unknown instructions'}")
     if variant.head == "shortlist":
         parts.append(f"head in int8 ({shortlist.instructions()}), the largest outputs once more in fp32")

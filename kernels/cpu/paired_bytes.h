@@ -29,18 +29,20 @@ struct WidenedBlock {
 
 // What errs is the rounding: of weights to 2^-8, and of a row as its type says.
 //
-// - 7 bits, of h: vpmaddubsw multiplies unsigned bytes q + 64, from 0 to 128, by signed ones and adds two products in 16
+// - 7 bits, of h, and of the input where it is to have no more: vpmaddubsw multiplies unsigned bytes q + 64, from 0 to 128, by signed ones and adds two products in 16
 //   bits, which hold 2 * 128 * 127; vpmaddwd by ones adds two of these.
 // - 16 bits, of the input, whose values may lie far apart: vpmaddwd multiplies by weights widened to 16 bits and adds two
 //   products in 32 bits. A row has as many levels as its sum has room for: 32767 up to 516 columns, 8256 for 2048.
 template <int BITS>
 class PairedBytes : public IntegerWeights {
-    static constexpr bool WIDE = BITS == 16;
+public:
+    static constexpr bool WIDE = BITS == 16, INTERLEAVES = false;
+
+private:
     static constexpr int64_t EACH = WIDE ? 2 : 1;            // bytes of a number
     static constexpr int MOST_SUMS = LANES == 16 ? 24 : 12;  // that registers hold
 
 public:
-    static constexpr bool INTERLEAVES = false;
     static constexpr int AT_ONCE = ROWS, WORDS = 1, APART = 1;
     static constexpr int64_t START = -64;
 
@@ -70,12 +72,12 @@ public:
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const { some_rows(rows, sums, a, block); }
 
 #if defined(HAS_PAIRED_PRODUCTS)
-    static constexpr int WIDE_ROWS = 6, MOST_ROWS = 5;
+    static constexpr int WIDE_ROWS = 6, MOST_ROWS = WIDE ? AT_ONCE : 5;
     static constexpr int64_t WORTH_WIDENING = 10;  // rows
 
     // Sums of some rows with all of a block.
     void sum(int rows, int32_t* const* to, const char* const* from, int64_t block) const {
-        if constexpr (WIDE) some_sums<AT_ONCE>(rows, to, from, block);
+        if constexpr (WIDE) some_sums<MOST_ROWS>(rows, to, from, block);
         else some_rows<MOST_ROWS>(rows, to, from, block);
     }
 

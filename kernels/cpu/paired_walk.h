@@ -1,8 +1,8 @@
 // The walk of one direction of a layer forward through time with int8 weights by AVX2 alone: for whole sequences of which
 // nothing is kept for gradients, one or a batch.
 //
-// The input of some steps is projected before them, rows of all of these steps together, so that a block of weights is
-// widened once for all of them. Sums of both products stay integers until the cell, which takes two vectors of units at a
+// The input of some steps is projected before them, rows of all of these steps together, so that a block of weights is read
+// once for all of them, and widened where the input has 16 bits. Sums of both products stay integers until the cell, which takes two vectors of units at a
 // time and many one after the other: a cell is a long chain of instructions that wait for each other.
 
 #pragma once
@@ -64,8 +64,8 @@ ALWAYS_INLINE void cells_of_powers(const vec (&gates)[N][4], vec (&c)[N], vec (&
     }
 }
 
+template <typename Input>
 class PairedWalk {
-    using Input = PairedBytes<16>;
     using Recurrent = PairedBytes<7>;
     static constexpr int64_t GATES = 4 * LANES;
     static constexpr int64_t ROWS_AHEAD = 64;  // of x that are projected together, unless a step has more
@@ -164,10 +164,12 @@ class PairedWalk {
         if (own.first == own.end) return;
         for (int64_t i = 0; i < count; ++i)
             input.prepare(a->x + time(s + i / rows()) * a->x_step + (mine.first + i % rows()) * a->x_row, input_row(i));
-        const Pieces pieces(count, Input::WIDE_ROWS), few(count, Input::AT_ONCE);
+        const bool widens = Input::WIDE && count >= Input::WORTH_WIDENING;
+        const Pieces pieces(count, widens ? Input::WIDE_ROWS : Input::MOST_ROWS);
         for (int64_t block = own.first; block < own.end; ++block) {
-            if (count < Input::WORTH_WIDENING) {
-                for (int64_t piece = 0, row = 0; row < count; row += few[piece], ++piece) project_some<false>(few[piece], row, block, 0);
+            if (!widens) {
+                for (int64_t piece = 0, row = 0; row < count; row += pieces[piece], ++piece)
+                    project_some<false>(pieces[piece], row, block, 0);
                 continue;
             }
             for (int64_t k = 0; k < std::max<int64_t>(1, a->features); k += WidenedBlock::DEPTH) {
@@ -177,7 +179,7 @@ class PairedWalk {
             }
         }
     }
-    template <bool WIDE>
+    template <bool WIDENED>
     void project_some(int count, int64_t row, int64_t block, int64_t k) const {
         const char* from[Input::WIDE_ROWS];
         int32_t* to[Input::WIDE_ROWS];
@@ -186,7 +188,7 @@ class PairedWalk {
             from[r] = input_row(row + r), to[r] = projected_of(step, block, of_step);
             if (++of_step == rows()) ++step, of_step = 0;
         }
-        if constexpr (WIDE) input.multiply_widened(count, to, from, widened, k);
+        if constexpr (WIDENED) input.multiply_widened(count, to, from, widened, k);
         else input.sum(count, to, from, block);
     }
 

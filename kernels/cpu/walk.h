@@ -83,7 +83,7 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
 #endif
 #if defined(HAS_PAIRED_PRODUCTS)
             if constexpr (std::is_same_v<typename W::Recurrent, PairedBytes<7>>)
-                if (features >= 0) enlarge(PairedWalk::room(batch, hidden, features, by_rows, threads));
+                if (features >= 0) enlarge(PairedWalk<typename W::Input>::room(batch, hidden, features, by_rows, threads));
 #endif
 #if defined(HAS_STRIPS)
             if constexpr (STRIPS<W>)
@@ -155,7 +155,7 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
         {
 #if defined(HAS_PAIRED_PRODUCTS)
             if constexpr (std::is_same_v<typename W::Recurrent, PairedBytes<7>>)
-                if (PairedWalk::serves(a, threads)) return PairedWalk(a, barrier, own, thread, threads).run();
+                if (PairedWalk<typename W::Input>::serves(a, threads)) return PairedWalk<typename W::Input>(a, barrier, own, thread, threads).run();
 #endif
 #if defined(HAS_PAIRS)
             if constexpr (std::is_same_v<typename W::Recurrent, Pairs> && in_part(BF16_TRAINED))

@@ -50,7 +50,7 @@ inline const char* no_tiles() { return "this processor has no AMX tiles for bf16
 const char* no_byte_tiles();
 #endif
 
-// Whether weights are kept as bytes with a scale per row. W8A8 has the input in 8 bits too, and is for VNNI alone.
+// Whether weights are kept as bytes with a scale per row. W8A8 has the input in as few bits as the state.
 inline bool in_bytes(int64_t kept) { return kept == INT8 || kept == W8A8; }
 
 // Calls `use`, which returns an R, with the way that serves weights kept so on this processor.
@@ -83,10 +83,13 @@ R with_way(int64_t kept, F use) {
         if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
 #endif
     }
+    if constexpr (in_part(W8A8)) {
 #if defined(HAS_BYTES)
-    if constexpr (in_part(W8A8))
         if (kept == W8A8) return use(Way<Bytes<1>, Bytes<1>>());
+#elif defined(HAS_PAIRED_BYTES)
+        if (kept == W8A8) return use(Way<PairedBytes<7>, PairedBytes<7>>());
 #endif
+    }
     if constexpr (in_part(FP32))
         if (WHOLE || kept == FP32) return use(Way<FloatWeights, FloatWeights>());
     throw std::invalid_argument("weights kept so are multiplied by another part of the kernel");
@@ -102,8 +105,8 @@ inline const char* hinders(int64_t kept) {
 #if !defined(HAS_PAIRS)
     if (kept == BF16_TRAINED) return "this processor has no products of bf16 (AVX512-BF16), or the compiler does not know them";
 #endif
-#if !defined(HAS_BYTES)
-    if (kept == W8A8) return "this processor has no products of bytes (AVX512-VNNI or AVX-VNNI), or the compiler does not know them";
+#if !defined(HAS_BYTES) && !defined(HAS_PAIRED_BYTES)
+    if (kept == W8A8) return "this processor has no products of bytes (AVX2), or the compiler does not know them";
 #endif
     return kept == SPLIT ? no_tiles() : "";
 }
@@ -131,7 +134,7 @@ inline const char* instructions_for(int64_t kept, int64_t hidden, int64_t rows) 
 #elif defined(HAS_BYTES)
     if (in_bytes(kept)) return LANES == 16 ? "avx512-vnni" : "avx-vnni";
 #elif defined(HAS_PAIRED_BYTES)
-    if (kept == INT8) return LANES == 16 ? "avx512-int8" : "avx2-int8";
+    if (in_bytes(kept)) return LANES == 16 ? "avx512-int8" : "avx2-int8";
 #endif
     (void)kept;
     return WIDENED_BY;

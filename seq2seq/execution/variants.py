@@ -118,7 +118,7 @@ VARIANTS |= {
         ),
         Variant(
             "cpu-fused-w8a8",
-            "our kernel for CPUs, weights and inputs in 8 bits with a scale per row, multiplied by VNNI",
+            "our kernel for CPUs, weights and inputs in 8 bits (without VNNI inputs in 7), multiplied as integers",
             lstm="kernels",
             lstm_options={"implementation": "cpu-fused", "weight_storage": "w8a8"},
             precision="int8",
@@ -126,7 +126,7 @@ VARIANTS |= {
             requirements=(
                 inference_only,
                 needs_cpu_kernel,
-                needs_instructions("inputs in 8 bits need VNNI (avx512_vnni or avx_vnni)", "avx512_vnni", "avx_vnni"),
+                needs_instructions("products of bytes need AVX2 (avx2)", "avx2"),
             ),
             builds=compile_kernel_for("w8a8"),
         ),
