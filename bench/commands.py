@@ -132,6 +132,9 @@ def compare(arguments: argparse.Namespace) -> int:
 
     _check_fail_on(arguments)
     _refuse_existing(arguments.out, "--out")
+    if any(path.resolve() == arguments.base.resolve() for path in arguments.new):
+        msg = f"{arguments.base} is the base and a run to compare with it; name two runs"
+        raise UsageError(msg)
     options = comparing.CompareOptions(arguments.by, arguments.margin, arguments.fail_on, arguments.force)
     base = comparing.load(arguments.base)
     found = [comparing.compare(base, comparing.load(path), options) for path in arguments.new]

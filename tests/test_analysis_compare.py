@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -457,8 +458,19 @@ def test_exit_codes_tell_a_regression(tmp_path, capsys):
     code, out, err = main(capsys, base, slow, "--fail-on", "slower:3%")
     assert (code, err) == (3, "")
     assert "1 regression" in out
-    assert main(capsys, base, base, slow, "--fail-on", "slower:3%")[0] == 3
+    again = shutil.copytree(base, tmp_path / "again")
+    assert main(capsys, base, again, slow, "--fail-on", "slower:3%")[0] == 3
     assert main(capsys, slow, base, "--fail-on", "slower:3%")[0] == 0
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path, capsys, monkeypatch):
+    """It would come out as the same throughout, whatever was meant."""
+    base, slow = two(tmp_path, {}, {})
+    monkeypatch.chdir(base)
+    for words in ((base, "."), (base, slow, base)):
+        code, out, err = main(capsys, *words)
+        assert (code, out) == (2, "")
+        assert err == f"error: {base} is the base and a run to compare with it; name two runs\n"
 
 
 #: A busy machine: few rounds, and processes that differ by far.

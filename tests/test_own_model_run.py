@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,9 @@ def test_a_run_is_not_resumed_with_another_model(run, capsys, monkeypatch, tmp_p
 
 
 @pytest.mark.slow
-def test_such_runs_compare(run, capsys):
-    assert main(["compare", str(run[0]), str(run[0])]) == 0
+def test_such_runs_compare(run, capsys, tmp_path):
+    again = shutil.copytree(run[0], tmp_path / "again")
+    assert main(["compare", str(run[0]), str(again)]) == 0
     assert "own:mine/long" in capsys.readouterr().out
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..common.recurrence import Backward, Forward, LayerOptions, Problem
-from .build import BuildError, beside, library, loaded
+from .build import BuildError, beside, cpu_flags, library, loaded
 from .entry import hindrance as no_entry
 from .inference import Prepared
 from .layer import DifferentiableLayer
@@ -86,9 +86,10 @@ def refuses(problem: Problem, *, backward: bool = False) -> str | None:
         return f"the fused CPU kernel computes in float32, these are {str(problem.dtype).removeprefix('torch.')}"
     storage = storage_for(problem)
     try:
-        # Any part that is there says what this processor lacks, before one is compiled in vain.
+        # Any part that is there says what this processor lacks, before one is compiled in vain. Where it is products of
+        # bf16, it is the part in which the same call runs converted.
         if not (cast and loaded()):
-            compile_for(storage)
+            compile_for("fp32" if cast and "avx512_bf16" not in cpu_flags().split() else storage)
         if cast and (hindrance := storage_hindrance(TRAINED)):
             return f"for autocast to bfloat16 {hindrance}"
         compile_for(storage)

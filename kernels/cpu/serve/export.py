@@ -114,7 +114,13 @@ def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
     weight = state.get(f"{head}.weight")
     if weight is None or weight.dim() != 2 or weight.size(1) != hidden:  # noqa: PLR2004 - a matrix
         shape = "is not there" if weight is None else f"is {tuple(weight.shape)}"
+        fitting = [
+            name.removesuffix(".weight")
+            for name, value in state.items()
+            if name.endswith(".weight") and value.dim() == 2 and value.size(1) == hidden  # noqa: PLR2004 - a matrix
+        ]
         msg = f"{head}.weight {shape}, expected (outputs, {hidden}) for the last layer's {hidden} hidden units"
+        msg += f"; layers with such weights: {', '.join(fitting)}" if fitting else "; no layer has such weights"
         raise ServeExportError(msg)
     bias = state.get(f"{head}.bias", torch.zeros(weight.size(0), dtype=torch.float32, device="cpu"))
     return [weight, bias]
