@@ -119,7 +119,7 @@ def test_a_run_measures_the_simulated_gpu(tmp_path: Path):
     """Training in mixed precision passes its gate; our kernels say that Triton cannot launch there."""
     done = subprocess.run(
         [
-            sys.executable, "-m", "bench", "run", "--workload", "seed@hidden=16", "--mode", "training",
+            sys.executable, "-m", "bench", "run", "--workload", "seed@hidden=16,length=3,batch=2", "--mode", "training",
             "--device", "cuda", "--variant", "amp-fp16", "--variant", "triton-cell", "--budget", "1s",
             "--no-second-instrument", "--out", str(tmp_path / "run"),
         ],

@@ -327,6 +327,9 @@ private:
         UNROLLED for (int r = 0; r < R; ++r) finish(sums[r], total[r], a[r], block);
     }
 };
+
+// What multiplies h.
+using StateInBytes = Bytes<1>;
 #endif
 
 #if defined(HAS_PAIRS)

@@ -28,12 +28,9 @@ constexpr bool OVERLAPPED = false;
 template <>
 constexpr bool OVERLAPPED<Strips> = true;
 #endif
-#if defined(HAS_BYTES)
+#if defined(HAS_BYTES) || defined(HAS_PAIRED_BYTES)
 template <>
-constexpr bool OVERLAPPED<Bytes<1>> = LANES == 8;
-#elif defined(HAS_PAIRED_BYTES)
-template <>
-constexpr bool OVERLAPPED<PairedBytes<7>> = LANES == 8;
+constexpr bool OVERLAPPED<StateInBytes> = LANES == 8;
 #endif
 template <typename W>
 constexpr bool OVERLAPS = OVERLAPPED<typename W::Recurrent>;

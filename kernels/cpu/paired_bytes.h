@@ -335,5 +335,8 @@ private:
     }
 };
 
+// What multiplies h.
+using StateInBytes = PairedBytes<7>;
+
 }  // namespace
 #endif

@@ -66,7 +66,7 @@ ALWAYS_INLINE void cells_of_powers(const vec (&gates)[N][4], vec (&c)[N], vec (&
 
 template <typename Input>
 class PairedWalk {
-    using Recurrent = PairedBytes<7>;
+    using Recurrent = StateInBytes;
     static constexpr int64_t GATES = 4 * LANES;
     static constexpr int64_t ROWS_AHEAD = 64;  // of x that are projected together, unless a step has more
     static constexpr int64_t CELLS = 32;       // vectors of units, at least, whose cells follow each other

@@ -76,20 +76,17 @@ R with_way(int64_t kept, F use) {
 #endif
 #if defined(HAS_BYTES)
         // The input's values may lie far apart; 8 bits of h with a scale per row err less than 8 bits of weights.
-        if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
+        if (kept == INT8) return use(Way<Bytes<2>, StateInBytes>());
 #elif defined(HAS_PAIRED_BYTES)
-        if (kept == INT8) return use(Way<PairedBytes<16>, PairedBytes<7>>());
+        if (kept == INT8) return use(Way<PairedBytes<16>, StateInBytes>());
 #else
         if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
 #endif
     }
-    if constexpr (in_part(W8A8)) {
-#if defined(HAS_BYTES)
-        if (kept == W8A8) return use(Way<Bytes<1>, Bytes<1>>());
-#elif defined(HAS_PAIRED_BYTES)
-        if (kept == W8A8) return use(Way<PairedBytes<7>, PairedBytes<7>>());
+#if defined(HAS_BYTES) || defined(HAS_PAIRED_BYTES)
+    if constexpr (in_part(W8A8))
+        if (kept == W8A8) return use(Way<StateInBytes, StateInBytes>());
 #endif
-    }
     if constexpr (in_part(FP32))
         if (WHOLE || kept == FP32) return use(Way<FloatWeights, FloatWeights>());
     throw std::invalid_argument("weights kept so are multiplied by another part of the kernel");
