@@ -196,7 +196,7 @@ PAIRED = {
     "step-of-chunk": ("(s - first) * n);", "(s - first) * n * !PLANTED);"),
     "chunk-again": ("if (s == first) project(s);", "if (s == (PLANTED ? 0 : first)) project(s);"),
     "way-back": ("own.end - done - some :", "own.end - done - some + PLANTED * (done > 0) :"),
-    "two-blocks": ("{to_block, to_block + GATES}", "{to_block, to_block + GATES * !PLANTED}"),
+    "two-blocks": ("both[2] = {to, to + GATES}", "both[2] = {to, to + GATES * !PLANTED}"),
     "odd-cell": ("ALONE ? block + 1 < end :", "ALONE ? block + 1 < end - PLANTED :"),
     "gate-by": ("const vec by = all(GATE_BY[gate]);", "const vec by = all(GATE_BY[PLANTED ? 0 : gate]);"),
     "given-cell": ("a->c0 ? get(", "a->c0 && !PLANTED ? get("),

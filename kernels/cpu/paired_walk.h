@@ -164,6 +164,10 @@ class PairedWalk {
         if (own.first == own.end) return;
         for (int64_t i = 0; i < count; ++i)
             input.prepare(a->x + time(s + i / rows()) * a->x_step + (mine.first + i % rows()) * a->x_row, input_row(i));
+        if (!Input::WIDE && count == 1) {
+            for (int64_t block = own.first; block < own.end; block += 2) sum_one(input, input_row(0), projected_of(0, block, 0), block, own.end);
+            return;
+        }
         const bool widens = Input::WIDE && count >= Input::WORTH_WIDENING;
         const Pieces pieces(count, widens ? Input::WIDE_ROWS : Input::MOST_ROWS);
         for (int64_t block = own.first; block < own.end; ++block) {
@@ -179,6 +183,13 @@ class PairedWalk {
             }
         }
     }
+    // Sums of one row with a block and, before the end, the next one.
+    template <typename M>
+    static void sum_one(const M& matrix, const char* from, int32_t* to, int64_t block, int64_t end) {
+        int32_t* const both[2] = {to, to + GATES};
+        matrix.sum_one(block + 1 < end ? 2 : 1, both, from, block);
+    }
+
     template <bool WIDENED>
     void project_some(int count, int64_t row, int64_t block, int64_t k) const {
         const char* from[Input::WIDE_ROWS];
@@ -255,8 +266,7 @@ class PairedWalk {
             const int64_t block = from + (s % 2 ? turns - 1 - turn : turn) * each;
             int32_t* const to_block = sums + (block - from) * n * GATES;
             if constexpr (ALONE) {
-                int32_t* const to[2] = {to_block, to_block + GATES};
-                recurrent.sum_one(block + 1 < end ? 2 : 1, to, state_row(0), block);
+                sum_one(recurrent, state_row(0), to_block, block, end);
                 continue;
             }
             for (int64_t r = 0; r < n; ++r) __builtin_prefetch(output_of(s, r) + block * LANES, 1);
