@@ -86,7 +86,7 @@ class PairedWalk {
             const auto take = [&end](int64_t bytes) { return end += (bytes + 63) / 64 * 64, end - (bytes + 63) / 64 * 64; };
             states = take(rows * Recurrent::row_bytes(hidden));
             inputs = take(chunk * rows * Input::row_bytes(features));
-            widened = take(WidenedBlock::BYTES);
+            widened = take(Input::WIDE ? WidenedBlock::BYTES : 0);
             projected = take(chunk * rows * blocks * GATES * 4);
             sums = take(together * rows * GATES * 4);
             cells = take(blocks * rows * LANES * 4);

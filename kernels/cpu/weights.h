@@ -103,7 +103,7 @@ inline const char* hinders(int64_t kept) {
     if (kept == BF16_TRAINED) return "this processor has no products of bf16 (AVX512-BF16), or the compiler does not know them";
 #endif
 #if !defined(HAS_BYTES) && !defined(HAS_PAIRED_BYTES)
-    if (kept == W8A8) return "this processor has no products of bytes (AVX2), or the compiler does not know them";
+    if (kept == W8A8) return "this processor has no products of bytes (AVX2, with AVX-512 its BW), or the compiler does not know them";
 #endif
     return kept == SPLIT ? no_tiles() : "";
 }

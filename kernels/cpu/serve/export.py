@@ -117,7 +117,7 @@ def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
         fitting = [
             name.removesuffix(".weight")
             for name, value in state.items()
-            if name.endswith(".weight") and value.dim() == 2 and value.size(1) == hidden  # noqa: PLR2004 - a matrix
+            if name.endswith(".weight") and getattr(value, "shape", ())[1:] == (hidden,)
         ]
         msg = f"{head}.weight {shape}, expected (outputs, {hidden}) for the last layer's {hidden} hidden units"
         msg += f"; layers with such weights: {', '.join(fitting)}" if fitting else "; no layer has such weights"
