@@ -29,9 +29,9 @@ struct WidenedBlock {
 
 // What errs is the rounding: of weights to 2^-8, and of a row as its type says.
 //
-// - 7 bits, of h, and of the input where it is to have no more: vpmaddubsw multiplies unsigned bytes q + 64, from 0 to 128, by signed ones and adds two products in 16
-//   bits, which hold 2 * 128 * 127; vpmaddwd by ones adds two of these.
-// - 16 bits, of the input, whose values may lie far apart: vpmaddwd multiplies by weights widened to 16 bits and adds two
+// - 7 bits, of h, and of the input in W8A8: vpmaddubsw multiplies unsigned bytes q + 64, from 0 to 128, by signed ones and
+//   adds two products in 16 bits, which hold 2 * 128 * 127; vpmaddwd by ones adds two of these.
+// - 16 bits, of the input in INT8, whose values may lie far apart: vpmaddwd multiplies by weights widened to 16 bits and adds two
 //   products in 32 bits. A row has as many levels as its sum has room for: 32767 up to 516 columns, 8256 for 2048.
 template <int BITS>
 class PairedBytes : public IntegerWeights {

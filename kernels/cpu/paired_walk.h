@@ -2,8 +2,9 @@
 // nothing is kept for gradients, one or a batch.
 //
 // The input of some steps is projected before them, rows of all of these steps together, so that a block of weights is read
-// once for all of them, and widened where the input has 16 bits. Sums of both products stay integers until the cell, which takes two vectors of units at a
-// time and many one after the other: a cell is a long chain of instructions that wait for each other.
+// once for all of them, and widened where the input has 16 bits. Sums of both products stay integers until the cell, which
+// takes two vectors of units at a time and many one after the other: a cell is a long chain of instructions that wait for
+// each other.
 
 #pragma once
 
@@ -164,10 +165,12 @@ class PairedWalk {
         if (own.first == own.end) return;
         for (int64_t i = 0; i < count; ++i)
             input.prepare(a->x + time(s + i / rows()) * a->x_step + (mine.first + i % rows()) * a->x_row, input_row(i));
-        if (!Input::WIDE && count == 1) {
-            for (int64_t block = own.first; block < own.end; block += 2) sum_one(input, input_row(0), projected_of(0, block, 0), block, own.end);
-            return;
-        }
+        if constexpr (!Input::WIDE)
+            if (count == 1) {
+                for (int64_t block = own.first; block < own.end; block += 2)
+                    sum_one(input, input_row(0), projected_of(0, block, 0), block, own.end);
+                return;
+            }
         const bool widens = Input::WIDE && count >= Input::WORTH_WIDENING;
         const Pieces pieces(count, widens ? Input::WIDE_ROWS : Input::MOST_ROWS);
         for (int64_t block = own.first; block < own.end; ++block) {
