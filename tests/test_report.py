@@ -561,6 +561,7 @@ def test_a_doubtful_row_has_no_star(doubt: dict[str, Any]) -> None:
     why = doubt.get("reason", "this figure is doubtful: ")
     assert answer.text.startswith(f"No clear winner: `onednn` leads with 2.00x [1.94, 2.06], but {why}")
     assert "fastest" not in answer.text
+    assert answer.text.endswith("The next is `reference`, slower in these rounds.")
     assert table["what ran"][0].startswith(doubt.get("reason", ""))
 
 

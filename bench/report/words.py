@@ -201,11 +201,14 @@ def _in_brackets(record: Record) -> str:
 
 
 def the_next(leaders: Sequence[Record], runner_up: Record) -> str:
-    """The first variant that is certainly slower than the best."""
+    """The first variant that is certainly slower than the best, as far as the best one's own rounds are certain."""
     if runner_up.standing == "slower":
         known = runner_up.vs_best is not None and units.estimated(runner_up.vs_best_lo, runner_up.vs_best_hi)
         by = f": round by round {versus_best(runner_up)} as fast as `{leaders[0].variant}`" if known else ""
-        return f"The next is `{runner_up.variant}`{_with_figure(runner_up)}, certainly slower{by}."
+        # As for a winner: a wide interval alone leaves open by how much, not which.
+        certain = all(set(doubts(leader)) <= {WIDE} for leader in leaders)
+        slower = "certainly slower" if certain else "slower in these rounds"
+        return f"The next is `{runner_up.variant}`{_with_figure(runner_up)}, {slower}{by}."
     if runner_up.variant == REFERENCE:
         # The reference is the measure of all speedups and has no interval of its own.
         whose = "its interval does" if len(leaders) == 1 else "the interval of the first does"
