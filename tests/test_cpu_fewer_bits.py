@@ -382,15 +382,15 @@ def test_rows_of_extreme_values_make_finite_results(value: float, batch: int) ->
         assert output.isfinite().all()
 
 
-@pytest.mark.parametrize(("storage", "missing"), [("split", "AMX tiles"), ("w8a8", "products of bytes \\(AVX2, ")])
+@pytest.mark.parametrize(("storage", "missing"), [("split", "AMX tiles"), ("w8a8", "products of bytes (AVX2, ")])
 def test_weights_that_cannot_be_kept_so_here_say_why(storage: str, missing: str) -> None:
     """Without tiles or integers nothing else runs in their place: a call raises, and says what is missing."""
     lstm = _made(3, 4, storage)
     with built_for(f"{QUICK} -DWIDEN", 1), torch.inference_mode():
-        expected = f"weight_storage='{storage}' cannot be used here: .*{missing}.*; use 'fp32'"
+        expected = f"weight_storage='{storage}' cannot be used here: .*{re.escape(missing)}.*; use 'fp32'"
         with pytest.raises(RuntimeError, match=expected):
             lstm(torch.zeros(1, 1, 3))
-        assert re.search(missing, str(fused.storage_hindrance(storage)))
+        assert missing in str(fused.storage_hindrance(storage))
         assert fused.storage_hindrance("bf16") is None
 
 

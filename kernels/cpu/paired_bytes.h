@@ -31,18 +31,15 @@ struct WidenedBlock {
 //
 // - 7 bits, of h, and of the input in W8A8: vpmaddubsw multiplies unsigned bytes q + 64, from 0 to 128, by signed ones and
 //   adds two products in 16 bits, which hold 2 * 128 * 127; vpmaddwd by ones adds two of these.
-// - 16 bits, of the input in INT8, whose values may lie far apart: vpmaddwd multiplies by weights widened to 16 bits and adds two
-//   products in 32 bits. A row has as many levels as its sum has room for: 32767 up to 516 columns, 8256 for 2048.
+// - 16 bits, of the input in INT8, whose values may lie far apart: vpmaddwd multiplies by weights widened to 16 bits and adds
+//   two products in 32 bits. A row has as many levels as its sum has room for: 32767 up to 516 columns, 8256 for 2048.
 template <int BITS>
 class PairedBytes : public IntegerWeights {
-public:
-    static constexpr bool WIDE = BITS == 16, INTERLEAVES = false;
-
-private:
-    static constexpr int64_t EACH = WIDE ? 2 : 1;            // bytes of a number
+    static constexpr int64_t EACH = BITS == 16 ? 2 : 1;      // bytes of a number
     static constexpr int MOST_SUMS = LANES == 16 ? 24 : 12;  // that registers hold
 
 public:
+    static constexpr bool WIDE = BITS == 16, INTERLEAVES = false;
     static constexpr int AT_ONCE = ROWS, WORDS = 1, APART = 1;
     static constexpr int64_t START = -64;
 

@@ -26,6 +26,10 @@ using OneSequence = std::conditional_t<OVERLAPS<W>, OverlappedWalk<W>, Interleav
 template <typename W>
 constexpr bool WALKS_ALONE = OVERLAPS<W> || W::Recurrent::INTERLEAVES;
 
+#if defined(HAS_PAIRED_PRODUCTS)
+template <typename W>
+constexpr bool PAIRED = std::is_same_v<typename W::Recurrent, StateInBytes>;
+#endif
 #if defined(HAS_STRIPS)
 template <typename W>
 constexpr bool STRIPS = std::is_same_v<typename W::Recurrent, Strips>;
@@ -82,7 +86,7 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
             }
 #endif
 #if defined(HAS_PAIRED_PRODUCTS)
-            if constexpr (std::is_same_v<typename W::Recurrent, StateInBytes>)
+            if constexpr (PAIRED<W>)
                 if (features >= 0) enlarge(PairedWalk<typename W::Input>::room(batch, hidden, features, by_rows, threads));
 #endif
 #if defined(HAS_STRIPS)
@@ -123,7 +127,7 @@ inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t hidden, int64
             if (whole && is_one_sequence(batch, hidden, features, by_rows, threads) && OneSequence<decltype(way)>::serves(hidden))
                 return false;
 #if defined(HAS_PAIRED_PRODUCTS)
-        if (std::is_same_v<typename decltype(way)::Recurrent, StateInBytes> && whole && hidden > 0) return false;
+        if (PAIRED<decltype(way)> && whole && hidden > 0) return false;
 #endif
 #if defined(HAS_STRIPS)
         if (STRIPS<decltype(way)> && whole && StripWalk::serves(batch, hidden, features, by_rows, threads)) return false;
@@ -154,8 +158,10 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
 #endif
         {
 #if defined(HAS_PAIRED_PRODUCTS)
-            if constexpr (std::is_same_v<typename W::Recurrent, StateInBytes>)
-                if (PairedWalk<typename W::Input>::serves(a, threads)) return PairedWalk<typename W::Input>(a, barrier, own, thread, threads).run();
+            if constexpr (PAIRED<W>) {
+                using Walk = PairedWalk<typename W::Input>;
+                if (Walk::serves(a, threads)) return Walk(a, barrier, own, thread, threads).run();
+            }
 #endif
 #if defined(HAS_PAIRS)
             if constexpr (std::is_same_v<typename W::Recurrent, Pairs> && in_part(BF16_TRAINED))

@@ -112,13 +112,13 @@ def _layers(state: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tens
 
 def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
     weight = state.get(f"{head}.weight")
-    if weight is None or weight.dim() != 2 or weight.size(1) != hidden:  # noqa: PLR2004 - a matrix
+    fitting = [
+        name.removesuffix(".weight")
+        for name, value in state.items()
+        if name.endswith(".weight") and getattr(value, "shape", ())[1:] == (hidden,)
+    ]
+    if weight is None or head not in fitting:
         shape = "is not there" if weight is None else f"is {tuple(weight.shape)}"
-        fitting = [
-            name.removesuffix(".weight")
-            for name, value in state.items()
-            if name.endswith(".weight") and getattr(value, "shape", ())[1:] == (hidden,)
-        ]
         msg = f"{head}.weight {shape}, expected (outputs, {hidden}) for the last layer's {hidden} hidden units"
         msg += f"; layers with such weights: {', '.join(fitting)}" if fitting else "; no layer has such weights"
         raise ServeExportError(msg)
