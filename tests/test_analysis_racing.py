@@ -11,13 +11,18 @@ import pytest
 
 from bench.analysis import racing
 from bench.analysis.intervals import Interval
-from bench.machine.interference import Interference
+from bench.machine.core_distance import FAR_WORDS
+from bench.machine.interference import REASONS, Interference
 from bench.recommend.clearer import clearer
 from bench.records.block import Block
 from bench.records.rounds import Round, Samples
+from bench.records.schema import Record, Status
+from bench.run.group import placed
 from bench.run.more import duration
 
 REFERENCE = "reference"
+FAR = Interference(why=f"{FAR_WORDS} 600 ns, 230 at best in this run")
+OTHERS = Interference(why="others used 0.5 cores")
 
 
 def drawn(generator, truth, number, off, noise=0.03):
@@ -132,6 +137,15 @@ def test_a_seating_that_begins_disturbed_ends():
     assert set(racing.Race({"a", "b"}, lambda _: frozenset({"a"}))(spoilt)) == {"a", "b"}
 
 
+def test_far_cores_alone_end_no_seating():
+    """That may last all day, and another seating costs a start and gates; one other disturbance changes nothing."""
+    race = racing.Race({"a", "b"}, lambda _: frozenset({"a"}), replaceable=True)
+    far = [Round(number, {}, beside=FAR, wall_s=racing.SPOILT_S) for number in range(8)]
+    assert set(race(far)) == {"a", "b"}
+    assert set(race([*far, Round(8, {}, beside=OTHERS)])) == {"a", "b"}
+    assert not race([dataclasses.replace(found, beside=OTHERS) for found in far])
+
+
 def test_variants_whose_rounds_were_disturbed_need_more():
     """However narrow the intervals, an answer that rests on disturbed rounds does not stand."""
     spoilt = [
@@ -141,6 +155,52 @@ def test_variants_whose_rounds_were_disturbed_need_more():
     found = racing.standing(Samples([spoilt] * 3), (REFERENCE, "a"), REFERENCE, 0.05)
     assert (found.slower, found.wide, found.disturbed) == ({REFERENCE}, set(), {REFERENCE, "a"})
     assert racing.players(found, (REFERENCE, "a"), REFERENCE) == {REFERENCE, "a"}
+
+
+def in_states(*taken, processes=3):
+    """Rounds in each of some states: how many a process has, what disturbed them, and how much faster `a` is there."""
+    generator = np.random.default_rng(3)
+    found = [
+        [
+            Round(number, {REFERENCE: Block((faster,)), "a": Block((math.exp(generator.normal(0, 0.02)),))}, beside=why)
+            for count, why, faster in taken
+            for number in range(count)
+        ]
+        for _ in range(processes)
+    ]
+    return Samples(found)
+
+
+@pytest.mark.parametrize(
+    ("taken", "certain"),
+    [
+        ([(8, FAR, 2.0)], True),
+        ([(8, FAR, 1.001)], False),
+        ([(8, Interference(), 2.0)], True),
+        # The order turns with the state, and then what most rounds say does not decide.
+        ([(8, FAR, 2.0), (3, Interference(), 0.5)], False),
+        ([(3, FAR, 0.5), (8, Interference(), 2.0)], False),
+        ([(8, FAR, 2.0), (4, Interference(), 1.5)], True),
+        # Of a state with fewer than three rounds in a process nothing is said.
+        ([(8, FAR, 2.0), (2, Interference(), 0.5)], True),
+        ([(1, FAR, 2.0), (1, Interference(), 2.0), (8, OTHERS, 2.0)], False),
+        # What other programs do to a round may be another thing to each variant.
+        ([(8, FAR, 2.0), (8, OTHERS, 0.5)], True),
+        ([(8, OTHERS, 2.0)], False),
+        ([(8, Interference(why=f"{FAR.why}{REASONS}{OTHERS.why}"), 2.0)], False),
+    ],
+)
+def test_an_order_is_certain_where_it_holds_in_each_state_of_the_machine(taken, certain):
+    """Far cores are a state like any other; what else disturbed a round takes it out."""
+    assert racing.certain(in_states(*taken), "a", [REFERENCE]) is certain
+
+
+def test_the_record_of_the_fastest_says_whether_it_is_certain():
+    """It rests on disturbed rounds alone here; the others' say nothing."""
+    cases = [dataclasses.replace(Record(), variant=name, status=Status.OK) for name in (REFERENCE, "a")]
+    for taken, certain in (([(8, FAR, 2.0)], True), ([(8, OTHERS, 2.0)], False)):
+        found = placed(cases, in_states(*taken), 0.05)
+        assert [(r.standing, r.certain) for r in found] == [("slower", None), ("best", certain)]
 
 
 def test_nobody_is_judged_who_has_no_round():

@@ -270,6 +270,18 @@ def test_the_page_and_the_recommendation_agree_on_a_disturbed_leader(tmp_path):
         assert ("Round by round, `cpu-fused` is more than 99.9 % sure to be first." in said.text) is (disturbed == 3)
 
 
+def test_an_order_that_is_certain_without_the_disturbed_rounds_is_recommended(tmp_path):
+    """The page gives such a leader its star; its 99th percentile is as doubtful as before."""
+    doubt = {"samples": 16, "disturbed": 14, "standing": "best", "certain": True}
+    others = {name: {"standing": "slower"} for name in ("reference", "onednn")}
+    folder = made(tmp_path / "run", TWO, {"cpu-fused": doubt} | others)
+    (said,) = advised(load_run(folder))
+    assert (said.verdict, said.text.startswith("`cpu-fused` is fastest")) == ("recommended", True)
+    assert "The exact speedup is doubtful: 14 of 16 samples" in said.text
+    assert any("14 of its 16 samples" in note for note in answer(folder).notes)
+    assert answer(folder, objective=Objective.P99).verdict is Recommendation.UNCLEAR
+
+
 def test_the_only_variant_is_shipped_whatever_disturbed_it(tmp_path):
     """There is nothing else to ship, so a doubtful time leaves nothing open."""
     folder = made(tmp_path / "run", {"reference": 1.0}, {"reference": {"samples": 16, "disturbed": 14}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import json
 import math
@@ -563,6 +564,22 @@ def test_a_doubtful_row_has_no_star(doubt: dict[str, Any]) -> None:
     assert "fastest" not in answer.text
     assert answer.text.endswith("The next is `reference`, slower in these rounds.")
     assert table["what ran"][0].startswith(doubt.get("reason", ""))
+
+
+def test_a_leader_that_is_certain_without_its_disturbed_samples_has_the_star() -> None:
+    """Its figure stays marked; a process that failed leaves it open all the same."""
+    best = ran("onednn", 2.0, standing="best", disturbed=3, certain=True)
+    (group,) = groups([unit(standing="slower"), best])
+    table = summary_table(group.records)
+    assert (table["variant"][0], table["speedup"][0][0]) == ("onednn *", "~")
+    (answer,) = answers([group])
+    assert answer.text.startswith(
+        "`onednn` is fastest, 2.00x [1.94, 2.06] as fast as the reference. The exact speedup is"
+    )
+    assert answer.text.endswith("The next is `reference`, certainly slower.")
+    for changed in ({"certain": False}, {"certain": None}, {"reason": "crashed in seating 6: planted"}):
+        (group,) = groups([unit(standing="slower"), dataclasses.replace(best, **changed)])
+        assert group.winner is None, changed
 
 
 def test_a_winner_by_a_margin_that_is_imprecise_is_still_named() -> None:

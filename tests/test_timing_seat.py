@@ -6,6 +6,7 @@ import contextlib
 import gc
 import itertools
 import math
+import random
 import time
 import types
 
@@ -126,12 +127,20 @@ def test_what_the_first_call_alone_pays_for_takes_no_time_from_warm_up(clock):
 
 
 def test_warm_up_of_a_call_that_is_never_steady_ends(clock):
-    """A call that grows with every call is warm when the most time has passed, within a batch."""
-    growth = itertools.count()
+    """A call that gets faster with every call is warm when the most time has passed, within a batch."""
+    number = itertools.count()
     start = clock.now
-    subject = Subject(lambda: clock.spend(0.001 * 1.01 ** next(growth)))
+    subject = Subject(lambda: clock.spend(0.06 * 0.95 ** next(number)))
     warm_up(subject, "cpu")
     assert WARM_MOST_S < clock.now - start < 2 * WARM_MOST_S
+
+
+def test_warm_up_on_a_busy_host_ends_where_a_call_gets_no_faster(clock):
+    """Of calls that take 10 % more or less by chance, no two batches agree; they are as warm as calls that do."""
+    drawn = random.Random(1)
+    start = clock.now
+    warm_up(Subject(lambda: clock.spend(0.02 * drawn.uniform(0.9, 1.1))), "cpu")
+    assert WARM_LEAST_S < clock.now - start < 4 * WARM_LEAST_S
 
 
 @pytest.mark.parametrize("begin", [warm_up, lambda subject, device: take_turn(subject, 3, device)])

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import signal, stats
 
 from bench.analysis.intervals import CONFIDENCE, Interval, independent_ratio_interval, percentile, ratio_interval
-from bench.records.rounds import Floats
+from bench.records.rounds import LEAST_CLEAN, Floats
 from kernels.host.cores import usable_cores
 from kernels.host.numbers import whole
 from kernels.host.output import run_command
@@ -115,6 +115,13 @@ def apart(generator: np.random.Generator, processes: int, rounds: int, times: fl
     return np.asarray(calm(generator, processes, rounds) + times * error * generator.normal(0, 1, (processes, 1)))
 
 
+def uneven(generator: np.random.Generator, processes: int, rounds: int) -> Floats:
+    """Processes apart, of which the later half has few clean rounds; what is missing is NaN."""
+    found = apart(generator, processes, rounds, 2)
+    found[processes // 2 + 1 :, LEAST_CLEAN:] = np.nan
+    return found
+
+
 def everything(generator: np.random.Generator, processes: int, rounds: int) -> Floats:
     """Rounds that follow each other, a tenth of them spoilt, in processes that differ."""
     noise = spoilt(generator, processes, rounds) + apart(generator, processes, rounds, 3)
@@ -135,6 +142,7 @@ RATIOS: dict[str, Draw] = {
     "processes apart, 1": functools.partial(apart, times=1),
     "processes apart, 2": functools.partial(apart, times=2),
     "processes apart, 5": functools.partial(apart, times=5),
+    "few clean rounds in some": uneven,
     "everything": everything,
 }
 #: Times of two runs that shared no rounds.
@@ -191,8 +199,11 @@ def study_ratio(name: str, processes: int, rounds: int, runs: int, seed: int) ->
     # Symmetrical around 1, all but one.
     truth = 1.0 if name != "spoilt one way" else float(np.median(np.exp(RATIOS[name](generator, 1000, 2000))))
     drawn = [np.exp(RATIOS[name](generator, processes, rounds)) for _ in range(runs)]
+    there = [[row[np.isfinite(row)] for row in d] for d in drawn]
     return _counted(
-        [ratio_interval(list(d), n) for n, d in enumerate(drawn)], [plain_interval(d.ravel()) for d in drawn], truth
+        [ratio_interval(rows, n) for n, rows in enumerate(there)],
+        [plain_interval(np.concatenate(rows)) for rows in there],
+        truth,
     )
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.analysis.figures import speedup
-from bench.analysis.intervals import Interval
+from bench.analysis.intervals import Interval, ratio_interval
 from bench.plan.cases import LEAST_ROUNDS
-from bench.records.rounds import Round, Samples
+from bench.records.rounds import Round, Samples, ratios
 
 #: Times within this share of each other make no difference to a user.
 MARGIN = 0.03
@@ -32,7 +32,7 @@ LEAST_GROWTH = 1.2
 #: First rounds of a seating, in which all variants take part.
 FIRST_ROUNDS = 8
 #: A seating that began with this many rounds or seconds of nothing but disturbed ones is spoilt, with at least
-#: `SPOILT_LEAST` rounds.
+#: `SPOILT_LEAST` rounds. Far cores alone spoil none: a start and gates would be paid for what may last all day.
 SPOILT_ROUNDS, SPOILT_S, SPOILT_LEAST = LEAST_ROUNDS, 1.0, 3
 
 
@@ -97,6 +97,19 @@ def standing(
     return Standing(best, equal, slower, frozenset(against) - equal - slower, wide, disturbed, against)
 
 
+def certain(samples: Samples, best: str, others: Iterable[str]) -> bool:
+    """Return whether a variant is certainly faster than others in each state of the machine that was seen often enough.
+
+    Unlike the figures, this needs no undisturbed rounds: on a host that keeps the cores far apart, the order in that
+    state is known. Where the state changed, the order must hold in both.
+    """
+    for name in others:
+        states = samples.states(best, name)
+        if not states or any(ratio_interval(ratios(taken, best, name)).high >= 1 for taken in states):
+            return False
+    return True
+
+
 def places(found: Standing | None) -> dict[str, str]:
     """The place of each variant, as the column `standing` has it."""
     if found is None:
@@ -137,7 +150,7 @@ class Race:
     def __call__(self, rounds: Sequence[Round]) -> Collection[str]:
         """Names of the variants that continue after these rounds; disturbed rounds do not count."""
         clean = sum(not found.disturbed for found in rounds)
-        if self._replaceable and not clean and len(rounds) >= SPOILT_LEAST:
+        if self._replaceable and len(rounds) >= SPOILT_LEAST and not any(found.usable for found in rounds):
             lasted_s = sum(found.wall_s for found in rounds)
             if len(rounds) >= SPOILT_ROUNDS or lasted_s >= SPOILT_S:
                 return ()

@@ -76,15 +76,11 @@ class RankedGroup:
 
     @property
     def winner(self) -> Record | None:
-        """The record that is certainly the fastest, from undisturbed samples; None if there is no such record.
-
-        Its lead may be imprecise: the ratios within rounds, which have intervals of their own, decide which is first.
-        """
+        """The record that is certainly the fastest; None if there is no such record."""
         if len(self.leaders) != 1:
             return None
         (best,) = self.leaders
-        allowed = {WIDE} if best.standing == "best" else set()
-        return best if allowed.issuperset(doubts(best)) else None
+        return best if decided(best) else None
 
     @property
     def sweep_axis(self) -> str:
@@ -210,6 +206,18 @@ def doubts(record: Record) -> tuple[str, ...]:
     if record.reason:
         found.append(record.reason)
     return tuple(found)
+
+
+def decided(record: Record) -> bool:
+    """Return whether nothing that casts doubt on a leader's figure casts doubt on its first place.
+
+    The ratios within rounds, which have intervals of their own, decide which is first: a wide interval of the speedup
+    leaves open only by how much. Disturbed samples leave it open too where the order is certain without them.
+    """
+    if record.certain and not record.reason:
+        return True
+    allowed = {WIDE} if record.standing else set()
+    return allowed.issuperset(doubts(record))
 
 
 def groups(records: Iterable[Record]) -> tuple[RankedGroup, ...]:

@@ -322,9 +322,10 @@ def doubts(record: Record, question: Question, *, once: bool, alone: bool = Fals
     if once:
         found.append(Note("measured once in a fresh process, so there is no probability"))
     elif record.disturbed and record.samples and record.disturbed >= record.samples / 2:
-        # As in the tables of a run, where such a variant leads without the star of a winner.
+        # As in the tables of a run, where such a variant has the star of a winner only if it is certain without them.
         text = f"{record.disturbed} of its {record.samples} samples were taken while {DISTURBED}"
-        found.append(Note(text, unsure=not alone))
+        certain = record.certain and question.objective is not Objective.P99
+        found.append(Note(text, unsure=not alone and not certain))
     return tuple(found)
 
 

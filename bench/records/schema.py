@@ -21,7 +21,8 @@ from bench.plan.identity import CaseKey
 #: 4: standing in the group, command that measures a case again; own models' set of inputs, its weight, the metric.
 #: 5: energy of a sequence and of a token, power, idle power, the counter that says so; energy.csv.gz.
 #: 6: ratio to the best of the group; a reason with `ok`, if a process failed in a further seating.
-SCHEMA_VERSION = 6
+#: 7: whether the best of a group is certain in each state of the machine.
+SCHEMA_VERSION = 7
 
 
 class Status(enum.StrEnum):
@@ -155,6 +156,11 @@ class Record:
     vs_best_hi: float | None = column(
         "Upper end of the 95 % interval of `vs_best`, a ratio. `standing` follows from these two ends, not from "
         "those of the speedups."
+    )
+    certain: bool | None = column(
+        "For the variant whose standing is `best`: true if every other one is certainly slower, by the intervals of "
+        "both groups of rounds that have at least six: those that nothing disturbed, and those in which the cores were "
+        "far apart and nothing else disturbed. Other rounds do not count. Empty for other variants."
     )
     interval_wide: bool | None = column("True if the interval of the speedup is wider than the suite asked for.")
 
@@ -309,7 +315,8 @@ COLUMNS = tuple(f.name for f in dataclasses.fields(Record))
 #: A record of nothing: what a column holds that an older version lacks.
 EMPTY = {f.name: "" if f.default == "" else None for f in dataclasses.fields(Record)}
 #: Older versions that are still read, and the columns that they lack, which are empty then.
-_OF_6 = frozenset({"vs_best", "vs_best_lo", "vs_best_hi"})
+_OF_7 = frozenset({"certain"})
+_OF_6 = _OF_7 | {"vs_best", "vs_best_lo", "vs_best_hi"}
 _OF_5 = _OF_6 | frozenset({
     "energy_per_seq_j", "energy_per_seq_lo_j", "energy_per_seq_hi_j", "energy_per_token_j", "power_w", "idle_power_w",
     "energy",
@@ -320,6 +327,7 @@ LACKING: dict[int, frozenset[str]] = {
     3: _OF_4,
     4: _OF_5,
     5: _OF_6,
+    6: _OF_7,
 }
 
 #: Columns of ``samples.csv.gz``: one row a timed interval, as read off the clock.

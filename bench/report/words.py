@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from bench import units
 from bench.analysis.racing import MARGIN
-from bench.analysis.run_summary import WIDE, RankedGroup, ReportedRun, doubts, versus_best
+from bench.analysis.run_summary import RankedGroup, ReportedRun, decided, doubts, versus_best
 from bench.plan.cases import REFERENCE
 from bench.recommend.answer import Advice, Recommendation, recommend
 from bench.recommend.mix import mixes
@@ -187,11 +187,6 @@ def no_winner(leaders: Sequence[Record]) -> str:
     return f"{UNDECIDED}{listed(named, 'or')}. {OVERLAP}"
 
 
-def _decided(record: Record) -> bool:
-    """As for a winner (`RankedGroup.winner`): a wide interval alone leaves open by how much, not which."""
-    return set(doubts(record)) <= {WIDE}
-
-
 def _estimated(record: Record) -> bool:
     return record.speedup is not None and units.estimated(record.speedup_lo, record.speedup_hi)
 
@@ -210,7 +205,7 @@ def the_next(leaders: Sequence[Record], runner_up: Record) -> str:
     if runner_up.standing == "slower":
         known = runner_up.vs_best is not None and units.estimated(runner_up.vs_best_lo, runner_up.vs_best_hi)
         by = f": round by round {versus_best(runner_up)} as fast as `{leaders[0].variant}`" if known else ""
-        slower = "certainly slower" if all(map(_decided, leaders)) else "slower in these rounds"
+        slower = "certainly slower" if all(map(decided, leaders)) else "slower in these rounds"
         return f"The next is `{runner_up.variant}`{_with_figure(runner_up)}, {slower}{by}."
     if runner_up.variant == REFERENCE:
         # The reference is the measure of all speedups and has no interval of its own.
@@ -227,7 +222,7 @@ def same_precision(group: RankedGroup, reference: Record) -> str:
         return f"In {reference.precision}, {_against_reference(alike, reference)}."
     best = alike[0]
     rivals = [record for record in alike[1:] if not _slower(record, best)]
-    if not rivals and _decided(best):
+    if not rivals and decided(best):
         return f"In {reference.precision}, `{best.variant}` is fastest{_with_figure(best)}.{by_how_much([best])}"
     if doubts(best):
         return f"In {reference.precision}, `{best.variant}` leads{_with_figure(best)}, but this is doubtful."

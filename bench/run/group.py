@@ -22,7 +22,7 @@ from bench.console import Console
 from bench.machine.core_distance import CoreDistance
 from bench.machine.energy import Idle
 from bench.plan.cases import REFERENCE, Group
-from bench.records.rounds import Round, Samples, clean_rounds
+from bench.records.rounds import Round, Samples, spoilt
 from bench.records.schema import Record, Status
 from bench.run.planning import Described, Plan
 from bench.run.seating import STARTS, Place, Seating, places
@@ -94,7 +94,7 @@ class Measurement:
         slice_s = left_s / asked
         number = 0
         while self.cases:
-            # One that gave no clean rounds does not count: another takes its place, and what it left of its time.
+            # One that was spoilt does not count: another takes its place, and what it left of its time.
             seatings = min(MOST_SEATINGS, asked + min(self._most_replaced, self._spoilt()))
             further = number >= seatings
             if further and (left_s < slice_s / 2 or number >= MOST_SEATINGS or not self._rest()):
@@ -192,8 +192,8 @@ class Measurement:
         return min(MOST_REPLACED, self.runner.plan.suite.processes - 1)
 
     def _spoilt(self) -> int:
-        """Number of seatings that gave no clean rounds."""
-        return sum(not clean_rounds(taken) for taken in self.samples.processes)
+        """Number of seatings that something else than the distance of the cores spoilt: that may last all day."""
+        return sum(map(spoilt, self.samples.processes))
 
     def _judge_again(self) -> None:
         """Mark rounds whose cores were far apart, as is known since they have been nearer."""
@@ -291,6 +291,9 @@ def placed(records: Iterable[Record], samples: Samples, interval: float) -> tupl
             vs_best=against[record.variant].value,
             vs_best_lo=against[record.variant].low,
             vs_best_hi=against[record.variant].high,
+            certain=racing.certain(samples, standing.best, standing.against)
+            if record.variant == standing.best
+            else None,
         )
         if record.variant in against
         else record

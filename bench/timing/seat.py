@@ -42,7 +42,7 @@ LEAD_S, BLOCK_S = 0.010, 0.020
 MOST_CALLS = 200
 #: A call that is shorter is made once more after the system was asked something.
 SHORT_S = 0.001
-#: Warm-up ends when the medians of its two latest batches of calls agree within this share.
+#: Warm-up ends when the median of its latest batch of calls is at most this share shorter than that of the one before.
 STEADY_SHARE = 0.03
 WARM_LEAST_S, WARM_MOST_S = 0.05, 1.0
 
@@ -55,7 +55,8 @@ _cpu_s = time.process_time
 def warm_up(subject: Subject, device: str, block_s: float = BLOCK_S) -> int:
     """Call until steady, and return how many calls a block needs to last `block_s`.
 
-    Steady: the medians of two batches in a row agree within `STEADY_SHARE`. A variant that never gets there counts as
+    Steady: a batch is not faster than the one before by more than `STEADY_SHARE`. One that is slower ends it too: calls
+    that warm up get faster, and on a busy host no two batches agree. A variant that gets faster and faster counts as
     warm after `WARM_MOST_S`; its interval will show it.
     """
     with subject.context():
@@ -69,7 +70,7 @@ def warm_up(subject: Subject, device: str, block_s: float = BLOCK_S) -> int:
         while True:
             median = float(np.median([time_once(subject.call, device) for _ in range(size)]))
             spent = time.perf_counter() - start
-            if spent > WARM_MOST_S or (abs(median - before) <= STEADY_SHARE * median and spent > WARM_LEAST_S):
+            if spent > WARM_MOST_S or (before - median <= STEADY_SHARE * median and spent > WARM_LEAST_S):
                 break
             before = median
     # A longer block may hold more calls in proportion.
