@@ -158,9 +158,8 @@ class Record:
         "those of the speedups."
     )
     certain: bool | None = column(
-        "For the variant whose standing is `best`: true if every other one is certainly slower, by the intervals of "
-        "both groups of rounds that have at least six: those that nothing disturbed, and those in which the cores were "
-        "far apart and nothing else disturbed. Other rounds do not count. Empty for other variants."
+        "For the `best`: whether all others are certainly slower, in undisturbed rounds and in those that only far "
+        "cores disturbed, as far as there are six of a kind. Empty for the others."
     )
     interval_wide: bool | None = column("True if the interval of the speedup is wider than the suite asked for.")
 
@@ -317,10 +316,8 @@ EMPTY = {f.name: "" if f.default == "" else None for f in dataclasses.fields(Rec
 #: Older versions that are still read, and the columns that they lack, which are empty then.
 _OF_7 = frozenset({"certain"})
 _OF_6 = _OF_7 | {"vs_best", "vs_best_lo", "vs_best_hi"}
-_OF_5 = _OF_6 | frozenset({
-    "energy_per_seq_j", "energy_per_seq_lo_j", "energy_per_seq_hi_j", "energy_per_token_j", "power_w", "idle_power_w",
-    "energy",
-})  # fmt: skip
+_ENERGY = ("energy_per_seq_j", "energy_per_seq_lo_j", "energy_per_seq_hi_j", "energy_per_token_j")
+_OF_5 = _OF_6 | {*_ENERGY, "power_w", "idle_power_w", "energy"}
 _OF_4 = _OF_5 | {"standing", "repro", "input_set", "weight", "metric"}
 LACKING: dict[int, frozenset[str]] = {
     2: _OF_4 | {"tokens_per_s", "token_latency_p50_s", "token_latency_p99_s", "beam"},
