@@ -181,18 +181,38 @@ def in_states(*taken, processes=3):
         ([(8, FAR, 2.0), (3, Interference(), 0.5)], False),
         ([(3, FAR, 0.5), (8, Interference(), 2.0)], False),
         ([(8, FAR, 2.0), (4, Interference(), 1.5)], True),
-        # Of a state with fewer than three rounds in a process nothing is said.
-        ([(8, FAR, 2.0), (2, Interference(), 0.5)], True),
+        # A state with fewer than six rounds was hardly seen; one with fewer than three in each process is not known.
+        ([(8, FAR, 2.0), (1, Interference(), 0.5)], True),
+        ([(8, FAR, 2.0), (2, Interference(), 2.0)], False),
         ([(1, FAR, 2.0), (1, Interference(), 2.0), (8, OTHERS, 2.0)], False),
-        # What other programs do to a round may be another thing to each variant.
-        ([(8, FAR, 2.0), (8, OTHERS, 0.5)], True),
+        # What other programs do to a round may be another thing to each variant, but it may leave the figures open.
+        ([(8, FAR, 2.0), (8, OTHERS, 1.5)], True),
+        ([(8, FAR, 2.0), (8, OTHERS, 0.5)], False),
         ([(8, OTHERS, 2.0)], False),
         ([(8, Interference(why=f"{FAR.why}{REASONS}{OTHERS.why}"), 2.0)], False),
     ],
 )
 def test_an_order_is_certain_where_it_holds_in_each_state_of_the_machine(taken, certain):
     """Far cores are a state like any other; what else disturbed a round takes it out."""
-    assert racing.certain(in_states(*taken), "a", [REFERENCE]) is certain
+    samples = in_states(*taken)
+    assert racing.certain(samples, racing.standing(samples, ("a", REFERENCE), REFERENCE, 0.05)) is certain
+
+
+def test_an_order_is_not_certain_by_one_process_of_several():
+    """How processes differ is unknown then, and so it is where a state was seen in one or two rounds of each."""
+    one = in_states((8, FAR, 2.0), processes=1).processes
+    others = in_states((2, FAR, 2.0), (8, OTHERS, 2.0), processes=2).processes
+    for processes, certain in ((one, True), ([*one, *others], False), ([*one, *one, *others], True)):
+        samples = Samples(processes)
+        assert racing.certain(samples, racing.standing(samples, ("a", REFERENCE), REFERENCE, 0.05)) is certain
+
+
+def test_an_order_that_is_open_is_not_certain():
+    """By the figures, or since there is nothing to compare with, whatever the rounds of one state say."""
+    samples = in_states((8, FAR, 2.0))
+    found = racing.standing(samples, ("a", REFERENCE), REFERENCE, 0.05)
+    assert not racing.certain(samples, dataclasses.replace(found, slower=frozenset(), undecided=frozenset({REFERENCE})))
+    assert not racing.certain(samples, racing.standing(samples, ("a",), REFERENCE, 0.05))
 
 
 def test_the_record_of_the_fastest_says_whether_it_is_certain():

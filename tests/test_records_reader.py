@@ -17,7 +17,8 @@ from bench.analysis import compare as comparing
 from bench.analysis.run_summary import load_run
 from bench.console import Console
 from bench.errors import UsageError
-from bench.machine.interference import Interference
+from bench.machine.core_distance import FAR_WORDS
+from bench.machine.interference import REASONS, Interference
 from bench.records.folder import RunFolder
 from bench.records.raw_csv import ROUNDS
 from bench.records.reader import read_beside, read_records, read_run
@@ -145,6 +146,18 @@ def test_what_used_the_machine_is_told_in_one_line(tmp_path):
     assert words.beside(found, 2) == (
         "1 of 2 rounds were disturbed and are left out wherever enough others remain (rounds.csv.gz has the reason for "
         "each); other programs used 0.75 of 2 cores on average while rounds were timed, at most 1.50"
+    )
+
+
+def test_rounds_that_only_far_cores_disturbed_are_counted_apart(tmp_path):
+    """Otherwise half of the rounds are disturbed where other programs used next to nothing."""
+    far = f"{FAR_WORDS} 600 ns, 230 at best in this run"
+    both = f"{far}{REASONS}others took 1.50 cores"
+    found = read_beside(rounds_file(tmp_path, (1.0, 0.0, ""), (1.0, 0.0, far), (1.0, 1.5, both)))
+    assert found is not None
+    assert (found.disturbed, found.far) == (2, 1)
+    assert words.beside(found, 2).startswith(
+        "2 of 3 rounds were disturbed (1 only because the host moved the cores apart) and are left out"
     )
 
 

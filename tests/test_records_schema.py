@@ -98,4 +98,6 @@ def test_every_meaning_is_a_sentence_and_names_its_unit(module):
 
 def test_the_printed_dictionary_is_the_schema_s():
     """results/columns.md describes the columns as the code does."""
-    assert dictionary().strip() in PAGE.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    assert dictionary().strip() in page
+    assert f"Schema version {SCHEMA_VERSION}." in page

@@ -143,6 +143,26 @@ def test_warm_up_on_a_busy_host_ends_where_a_call_gets_no_faster(clock):
     assert WARM_LEAST_S < clock.now - start < 4 * WARM_LEAST_S
 
 
+def test_one_slow_call_ends_no_warm_up(clock):
+    """One that compiles at the third call is timed as it is afterwards, and its blocks hold as many of those calls."""
+    times = itertools.chain([0.02, 0.02, 0.3], itertools.repeat(0.004))
+    calls = warm_up(Subject(lambda: clock.spend(next(times))), "cpu")
+    assert calls == pytest.approx(BLOCK_S / 0.004, abs=1)
+
+
+def test_a_slower_call_in_between_ends_no_warm_up(clock):
+    """Calls get faster for a second, and every third one meets something; they are called until they are fast."""
+    made = itertools.count()
+    start = clock.now
+
+    def call() -> None:
+        left = max(0.0, start + 0.9 - clock.now)
+        clock.spend((0.015 + 0.05 * left) * (1.15 if next(made) % 3 == 0 else 1.0))
+
+    warm_up(Subject(call), "cpu")
+    assert clock.now > start + 0.8
+
+
 @pytest.mark.parametrize("begin", [warm_up, lambda subject, device: take_turn(subject, 3, device)])
 def test_calls_run_inside_the_subject_s_context(clock, begin):
     """Settings such as the vendor library hold in every call, timed or not, and no longer; they are made once."""

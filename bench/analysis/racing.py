@@ -97,15 +97,22 @@ def standing(
     return Standing(best, equal, slower, frozenset(against) - equal - slower, wide, disturbed, against)
 
 
-def certain(samples: Samples, best: str, others: Iterable[str]) -> bool:
-    """Return whether a variant is certainly faster than others in each state of the machine that was seen often enough.
+def certain(samples: Samples, found: Standing) -> bool:
+    """Return whether the best is certainly faster than all others, in each state of the machine that was seen too.
 
     Unlike the figures, this needs no undisturbed rounds: on a host that keeps the cores far apart, the order in that
     state is known. Where the state changed, the order must hold in both.
+
+    Args:
+        samples: of the group.
+        found: its standing, which disturbed rounds may have decided.
     """
-    for name in others:
-        states = samples.states(best, name)
-        if not states or any(ratio_interval(ratios(taken, best, name)).high >= 1 for taken in states):
+    if not found.against or found.slower != set(found.against):
+        return False
+    for name in found.against:
+        states = samples.states(found.best, name)
+        known = [ratio_interval(ratios(taken, found.best, name)) for taken in states if taken]
+        if not states or len(known) < len(states) or any(interval.high >= 1 for interval in known):
             return False
     return True
 

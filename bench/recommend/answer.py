@@ -301,7 +301,9 @@ class Note:
     unsure: bool = False
 
 
-def doubts(record: Record, question: Question, *, once: bool, alone: bool = False) -> tuple[Note, ...]:
+def doubts(
+    record: Record, question: Question, *, once: bool, alone: bool = False, ordered: bool = True
+) -> tuple[Note, ...]:
     """Doubts about the variant that is recommended.
 
     Args:
@@ -309,6 +311,7 @@ def doubts(record: Record, question: Question, *, once: bool, alone: bool = Fals
         question: that it answers.
         once: whether its cost was measured once.
         alone: whether there is no other variant to ship, so that a doubtful time changes nothing.
+        ordered: whether the answer is the order of the variants in its group, however far they are apart.
     """
     found = []
     percentile = "p99" if question.objective is Objective.P99 else "p50"
@@ -324,7 +327,9 @@ def doubts(record: Record, question: Question, *, once: bool, alone: bool = Fals
     elif record.disturbed and record.samples and record.disturbed >= record.samples / 2:
         # As in the tables of a run, where such a variant has the star of a winner only if it is certain without them.
         text = f"{record.disturbed} of its {record.samples} samples were taken while {DISTURBED}"
-        certain = record.certain and question.objective is not Objective.P99
+        # What else was asked depends on how much faster it is.
+        certain = ordered and record.certain and question.objective is not Objective.P99 and question.calls is None
+        text += "; the order is certain without them" if certain else ""
         found.append(Note(text, unsure=not alone and not certain))
     return tuple(found)
 

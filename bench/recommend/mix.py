@@ -105,7 +105,7 @@ def _mix(run: RecordedRun, base: GroupKey, sets: Mapping[str, Sequence[Record]],
     notes = tuple(
         f"in {name}, {note.text}"
         for name in sets
-        for note in doubts(ok[name][best], question, once=False)
+        for note in doubts(ok[name][best], question, once=False, ordered=False)
         if note.unsure
     )
     percentile = "p99" if objective is Objective.P99 else "p50"

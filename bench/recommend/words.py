@@ -20,6 +20,8 @@ MOST_SURE = 0.999
 LITTLE_MEMORY = 1e6
 #: Variants that have all the same reason are named one by one up to this number.
 MANY = 6
+#: From so many calls on, a number of them is shown with two digits.
+FEW_CALLS = 100
 
 
 def sentences(
@@ -256,17 +258,21 @@ def _cost(answer: Advice) -> str:
     text = f"Cost: {'; '.join(found)}." if found else ""
     if answer.break_even is not None:
         even = answer.break_even
-        calls, later = math.ceil(max(1.0, even.calls)), math.ceil(max(1.0, even.later_calls or 0.0))
+        calls, later = _calls(even.calls), _calls(even.later_calls or 0.0)
         plan = answer.question.calls
         planned = "" if plan is None else f" ({plan:g} are planned)"
-        again = (
-            "" if even.later_calls is None else f", and a later one, which finds the kernel compiled, after {later:,}"
-        )
+        again = "" if even.later_calls is None else f", and a later one, which finds the kernel compiled, after {later}"
         text += (
-            f" Compared with `{even.against}`, its first start pays off after {calls:,} call{'s' * (calls > 1)}"
+            f" Compared with `{even.against}`, its first start pays off after {calls} call{'s' * (calls != '1')}"
             f"{planned}{again}."
         )
     return text
+
+
+def _calls(count: float) -> str:
+    """A number of calls, with as many digits as the times that it comes from have."""
+    whole = math.ceil(max(1.0, count))
+    return f"{whole}" if whole < FEW_CALLS else f"about {float(f'{whole:.2g}'):,.0f}"
 
 
 def _left_out(answer: Advice) -> str:

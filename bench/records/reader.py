@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UsageError
-from bench.machine.interference import SHARE
+from bench.machine.interference import SHARE, Interference
 from bench.plan.identity import CaseKey, GroupKey
 from bench.plan.validation import validate
 from bench.records import ranks, serving
@@ -135,11 +135,13 @@ class Beside:
 
     Attributes:
         rounds, disturbed: how many there were, and how many of them were disturbed.
+        far: how many of these only because the cores were far apart.
         others, most: cores that other processes and the hypervisor kept busy, on average and at most.
     """
 
     rounds: int
     disturbed: int
+    far: int
     others: float
     most: float
 
@@ -167,8 +169,9 @@ def read_beside(path: Path) -> Beside | None:
         raise UsageError(msg) from error
     # Rounds without a length have no weight; if a run has only such rounds, the plain mean is taken.
     weights = walls_s if walls_s.sum() > 0 else np.ones(len(rows))
-    disturbed = sum(bool(row["why"]) for row in rows)
-    return Beside(len(rows), disturbed, float(np.average(taken, weights=weights)), float(taken.max()))
+    reasons = [Interference(why=row["why"]) for row in rows if row["why"]]
+    far = sum(reason.far_alone for reason in reasons)
+    return Beside(len(rows), len(reasons), far, float(np.average(taken, weights=weights)), float(taken.max()))
 
 
 def _json_object(path: Path, says: str) -> dict[str, Any]:

@@ -139,18 +139,20 @@ class Samples:
         return ratios(self.kept_of(reference, variant), reference, variant)
 
     def states(self, *variants: str) -> list[list[list[Round]]]:
-        """The rounds of some variants by the state of the machine, one list per process that has any.
+        """The rounds of some variants by the state of the machine, one list per process that shows it.
 
-        The states are two: nothing disturbed, and the cores were far apart and nothing else disturbed. Left out are
-        rounds that anything else disturbed, processes with fewer than `LEAST_CLEAN` rounds in a state, and a state with
-        fewer than `LEAST_ROUNDS` in all.
+        The states are two: nothing disturbed, and the cores were far apart and nothing else disturbed. A state with
+        fewer than `LEAST_ROUNDS` rounds counts as not seen. Of one that was seen, processes with fewer than
+        `LEAST_CLEAN` rounds are left out; it is empty if the others have too few rounds, or if only one of several
+        processes shows it.
         """
         found = []
         for in_state in (lambda taken: not taken.disturbed, lambda taken: taken.beside.far_alone):
-            processes = [_with(variants, filter(in_state, rounds)) for rounds in self.processes]
-            processes = [rounds for rounds in processes if len(rounds) >= LEAST_CLEAN]
-            if sum(map(len, processes)) >= LEAST_ROUNDS:
-                found.append(processes)
+            seen = [_with(variants, filter(in_state, rounds)) for rounds in self.processes]
+            shown = [rounds for rounds in seen if len(rounds) >= LEAST_CLEAN]
+            enough = sum(map(len, shown)) >= LEAST_ROUNDS and len(shown) >= min(2, len(self.processes))
+            if sum(map(len, seen)) >= LEAST_ROUNDS:
+                found.append(shown if enough else [])
         return found
 
     def times(self, variant: str) -> list[Floats]:

@@ -156,7 +156,7 @@ def group_answer(group: RankedGroup) -> str:
 def marked_leader(group: RankedGroup) -> str:
     """The only variant in the first place, where its figure is doubtful: no winner, then."""
     best = group.leaders[0]
-    why = " and ".join(doubts(best))
+    why = ", and ".join(doubts(best))
     if best.variant == REFERENCE and len(group.ok) == 1:
         return f"Only the `reference` ran. Its figure is doubtful: {why}."
     but = why if best.reason else f"this figure is doubtful: {why}"
@@ -260,7 +260,7 @@ def by_how_much(records: Sequence[Record]) -> str:
     if not doubtful:
         return ""
     values = [f"{record.sweep_value}" for record in doubtful if record.sweep_axis]
-    why = "; ".join(dict.fromkeys(" and ".join(doubts(record)) for record in doubtful))
+    why = "; ".join(dict.fromkeys(", and ".join(doubts(record)) for record in doubtful))
     return f" The exact speedup is doubtful{f' at {listed(values)}' if values else ''}: {why}."
 
 
@@ -323,7 +323,8 @@ def beside(found: Beside, cores: int | None) -> str:
     )
     if found.quiet:
         return f"the machine was quiet: {used}"
+    far = f" ({found.far} only because the host moved the cores apart)" if found.far else ""
     return (
-        f"{found.disturbed} of {found.rounds} rounds were disturbed and are left out wherever enough others remain "
-        f"(rounds.csv.gz has the reason for each); {used}"
+        f"{found.disturbed} of {found.rounds} rounds were disturbed{far} and are left out wherever enough others "
+        f"remain (rounds.csv.gz has the reason for each); {used}"
     )

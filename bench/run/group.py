@@ -291,9 +291,7 @@ def placed(records: Iterable[Record], samples: Samples, interval: float) -> tupl
             vs_best=against[record.variant].value,
             vs_best_lo=against[record.variant].low,
             vs_best_hi=against[record.variant].high,
-            certain=racing.certain(samples, standing.best, standing.against)
-            if record.variant == standing.best
-            else None,
+            certain=racing.certain(samples, standing) if record.variant == standing.best else None,
         )
         if record.variant in against
         else record

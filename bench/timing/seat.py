@@ -42,8 +42,9 @@ LEAD_S, BLOCK_S = 0.010, 0.020
 MOST_CALLS = 200
 #: A call that is shorter is made once more after the system was asked something.
 SHORT_S = 0.001
-#: Warm-up ends when the median of its latest batch of calls is at most this share shorter than that of the one before.
-STEADY_SHARE = 0.03
+#: Warm-up ends when the medians of its two latest batches of calls agree within this share, or so many in a row are not
+#: faster than the fastest before by more than it.
+STEADY_SHARE, MISSES = 0.03, 2
 WARM_LEAST_S, WARM_MOST_S = 0.05, 1.0
 
 #: The thread that makes the calls, as `interference.queued_s` names one.
@@ -55,9 +56,9 @@ _cpu_s = time.process_time
 def warm_up(subject: Subject, device: str, block_s: float = BLOCK_S) -> int:
     """Call until steady, and return how many calls a block needs to last `block_s`.
 
-    Steady: a batch is not faster than the one before by more than `STEADY_SHARE`. One that is slower ends it too: calls
-    that warm up get faster, and on a busy host no two batches agree. A variant that gets faster and faster counts as
-    warm after `WARM_MOST_S`; its interval will show it.
+    Steady: the medians of two batches in a row agree within `STEADY_SHARE`, or `MISSES` in a row are not faster than
+    the fastest before by that much. Calls that warm up get faster, and on a busy host no two batches agree. A variant
+    that gets faster and faster counts as warm after `WARM_MOST_S`; its interval will show it.
     """
     with subject.context():
         # The first call may import, compile or allocate what no later one does.
@@ -66,16 +67,19 @@ def warm_up(subject: Subject, device: str, block_s: float = BLOCK_S) -> int:
         first = time_once(subject.call, device)
         # A long call is a batch of its own, and every one more costs as much as several rounds of a short one.
         size = max(1, min(20, math.ceil(WARM_LEAST_S / 4 / max(first, 1e-9))))
-        before = first
+        before = fastest = first
+        missed = 0
         while True:
             median = float(np.median([time_once(subject.call, device) for _ in range(size)]))
             spent = time.perf_counter() - start
-            if spent > WARM_MOST_S or (before - median <= STEADY_SHARE * median and spent > WARM_LEAST_S):
+            missed = 0 if median < (1 - STEADY_SHARE) * fastest else missed + 1
+            steady = abs(median - before) <= STEADY_SHARE * median or missed >= MISSES
+            before, fastest = median, min(median, fastest)
+            if spent > WARM_MOST_S or (steady and spent > WARM_LEAST_S):
                 break
-            before = median
     # A longer block may hold more calls in proportion.
     most = math.ceil(MOST_CALLS * max(1.0, block_s / BLOCK_S))
-    return max(1, min(most, math.ceil(block_s / max(median, 1e-9))))
+    return max(1, min(most, math.ceil(block_s / max(fastest, 1e-9))))
 
 
 def take_turn(subject: Subject, calls: int, device: str, counter: EnergyCounter | None = None) -> Turn:
