@@ -212,7 +212,7 @@ def decided(record: Record) -> bool:
     """Return whether nothing that casts doubt on a leader's figure casts doubt on its first place.
 
     The ratios within rounds, which have intervals of their own, decide which is first: a wide interval of the speedup
-    leaves open only by how much. Disturbed samples leave it open too where the order is certain without them.
+    leaves open only by how much. Disturbed samples leave the order open, unless it is certain without them.
     """
     if record.certain and not record.reason:
         return True
