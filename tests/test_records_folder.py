@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -12,7 +13,8 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records.folder import RunFolder
-from bench.records.schema import COLUMNS, SAMPLE_COLUMNS, Record, Status
+from bench.records.reader import read_records
+from bench.records.schema import COLUMNS, LACKING, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
 
 ROW = ["seed", "loop", "inference", "cpu", 1, 0, 0, 0, "call", 1, "0.25", "", 0]
 
@@ -189,3 +191,23 @@ def test_replaced_records_keep_their_place_and_time(tmp_path):
     assert [values["variant"] for values in after] == list(names)
     assert (after[0], after[2]) == (before[0], before[2])
     assert after[1] == before[1] | {"speedup": 2.0}
+
+
+@pytest.mark.parametrize("version", LACKING)
+def test_a_record_of_an_earlier_release_is_replaced_as_this_one_s(folder, version):
+    """As when its run is measured further: the folder is read as before, the record that was left alone included."""
+    for workload in ("seed", "other"):
+        folder.append(Record(workload=workload, mode="inference", variant="loop", device="cpu", threads=1))
+    old = [{name: r[name] for name in COLUMNS if name not in LACKING[version]} for r in folder.records()]
+    lines = [json.dumps(values | {"schema_version": version}) + "\n" for values in old]
+    folder.records_path.write_text("".join(lines), encoding="utf-8")
+    first, other = read_records(folder.path)
+    assert (first.schema_version, other.schema_version) == (version, version)
+    folder.replace({first.key: dataclasses.replace(first, samples=7)})
+    again = read_records(folder.path)
+    assert [(r.workload, r.samples, r.schema_version) for r in again] == [
+        ("seed", 7, SCHEMA_VERSION),
+        ("other", None, version),
+    ]
+    folder.append(other)
+    assert read_records(folder.path)[-1].schema_version == SCHEMA_VERSION

@@ -100,7 +100,7 @@ class RunFolder:
         """
         time = now()
         stamped = tuple(dataclasses.replace(record, recorded_at=time) for record in records)
-        lines = [_line(record.as_dict()) for record in stamped]
+        lines = [_line(_written(record)) for record in stamped]
         if lines:
             durable.append(self.records_path, b"".join(lines))
         return stamped
@@ -115,10 +115,13 @@ class RunFolder:
             OSError: when they cannot be written; the file is unchanged.
         """
         lines = []
-        for values in self.records():
-            record = records.get(CaseKey.read(values))
-            found = values if record is None else record.as_dict() | {"recorded_at": values["recorded_at"]}
-            lines.append(_line(found))
+        for entry in self.read().entries:
+            record = records.get(CaseKey.read(entry.values))
+            if record is None:
+                # With the columns of its own release.
+                lines.append(entry.line + b"\n")
+            else:
+                lines.append(_line(_written(record) | {"recorded_at": entry.values["recorded_at"]}))
         durable.replace(self.records_path, b"".join(lines))
 
     def append_seatings(
@@ -277,6 +280,14 @@ def _parse(line: bytes) -> dict[str, Any]:
         msg = f"expected an object, got {type(values).__name__}"
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for a line that is not a record
     return values
+
+
+def _written(record: Record) -> dict[str, Any]:
+    """The values of a record as they are written: with all columns of this release, and so with its version.
+
+    One that was read from a folder of an earlier release has that release's.
+    """
+    return record.as_dict() | {"schema_version": SCHEMA_VERSION}
 
 
 def _line(values: dict[str, Any]) -> bytes:
