@@ -109,12 +109,12 @@ def certain(samples: Samples, found: Standing) -> bool:
     """
     if not found.against or found.slower != set(found.against):
         return False
-    for name in found.against:
-        states = samples.states(found.best, name)
-        known = [ratio_interval(ratios(taken, found.best, name)) for taken in states if taken]
-        if not states or len(known) < len(states) or any(interval.high >= 1 for interval in known):
-            return False
-    return True
+    return all(_faster_in_each_state(samples, found.best, name) for name in found.against)
+
+
+def _faster_in_each_state(samples: Samples, best: str, other: str) -> bool:
+    states = samples.states(best, other)
+    return bool(states) and all(taken and ratio_interval(ratios(taken, best, other)).high < 1 for taken in states)
 
 
 def places(found: Standing | None) -> dict[str, str]:

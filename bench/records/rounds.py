@@ -192,14 +192,18 @@ def ratios(processes: Iterable[Sequence[Round]], reference: str, variant: str) -
 
 def clean_rounds(rounds: Sequence[Round]) -> list[Round]:
     """Return a process's undisturbed rounds if they are enough, or more than the disturbed ones; otherwise none."""
-    clean = [found for found in rounds if not found.disturbed]
+    clean = _undisturbed(rounds)
     return clean if _enough(clean, rounds) else []
 
 
 def _few(rounds: Iterable[Round]) -> list[Round]:
     """The clean rounds of a process that has not enough of them; none where they would say too little of it."""
-    clean = [found for found in rounds if not found.disturbed]
+    clean = _undisturbed(rounds)
     return clean if len(clean) >= LEAST_CLEAN else []
+
+
+def _undisturbed(rounds: Iterable[Round]) -> list[Round]:
+    return [found for found in rounds if not found.disturbed]
 
 
 def spoilt(rounds: Sequence[Round]) -> bool:
