@@ -199,7 +199,7 @@ def test_an_order_is_certain_where_it_holds_in_each_state_of_the_machine(taken, 
 
 
 def test_an_order_is_not_certain_by_one_process_of_several():
-    """It takes two to know how processes differ; one or two rounds of a state say too little of a process."""
+    """Differences of processes show in two or more; one or two rounds of a state say too little of a process."""
     one = in_states((8, FAR, 2.0), processes=1).processes
     others = in_states((2, FAR, 2.0), (8, OTHERS, 2.0), processes=2).processes
     for processes, certain in ((one, True), ([*one, *others], False), ([*one, *one, *others], True)):
